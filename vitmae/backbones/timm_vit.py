@@ -1,0 +1,176 @@
+"""Any VisionTransformer of timm, and its ResNet hybrids, behind the seam.
+
+Only timm's public attributes are used: patch_embed, cls_token, reg_token, pos_embed, no_embed_class, pos_drop,
+norm_pre, blocks, norm.
+
+Shapes: B batch, C channels, H W image, N patches, n chosen ones, D width.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitmae.backbones.backbone import Backbone
+from vitmae.errors import UserError
+from vitmae.tokens.patches import Size, gather_tokens, pair, paint, patchify
+from vitmae.tokens.positions import sincos_positions
+
+
+class TimmViT(Backbone):
+    """A timm VisionTransformer without its head.
+
+    Args:
+        name: a timm model name, such as ``vit_base_patch16_224`` or ``vit_base_patch14_reg4_dinov2``.
+        img_size: side in pixels, or (height, width).
+        in_chans: image channels.
+        patch_size: side in pixels, or (height, width); None as the name says. Hybrids have none of their own.
+        embed_dim: width; None as the name says.
+        depth: number of blocks; None as the name says.
+        num_heads: attention heads; None as the name says.
+        mlp_ratio: hidden width of the MLP over the width; None as the name says.
+        drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
+        drop_rate: dropout after positions, projections and MLP layers (0.1 in https://arxiv.org/abs/2010.11929, T3).
+        grad_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
+
+    Raises:
+        UserError: on an unknown name, a model that is no VisionTransformer, or sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        img_size: int | Sequence[int],
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] | None = None,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float | None = None,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.in_chans = pair(img_size), in_chans
+        shape = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        if patch_size is not None:
+            shape["patch_size"] = pair(patch_size)
+        dropout = {"pos_drop_rate": drop_rate, "proj_drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+        self.vit = _create(name, self.img_size, in_chans, {k: v for k, v in shape.items() if v is not None} | dropout)
+        self.grad_checkpointing = grad_checkpointing
+        self.is_hybrid = hasattr(self.vit.patch_embed, "backbone")
+        self.grid_size = pair(self.vit.patch_embed.grid_size)
+        self.patch_size = (self.img_size[0] // self.grid_size[0], self.img_size[1] // self.grid_size[1])
+        _check_sizes(name, self.img_size, self.grid_size, self.patch_size)
+        self.embed_dim, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.num_heads = self.vit.blocks[0].attn.num_heads
+        self.num_prefix_tokens = self.vit.num_prefix_tokens
+        self.has_cls = self.vit.cls_token is not None
+
+    @property
+    def pos_embed(self) -> Tensor:
+        """Positions of the patches: (1, N, D)."""
+        return self.vit.pos_embed[:, self._num_prefix_positions :]
+
+    @property
+    def _num_prefix_positions(self) -> int:
+        """How many rows of timm's table belong to prefix tokens: newer models have none."""
+        return 0 if self.vit.no_embed_class else self.num_prefix_tokens
+
+    def fix_positions(self) -> None:
+        """Replace learned positions by fixed 2-D sine-cosine ones, kept as a buffer under the same name."""
+        if self.embed_dim % 4:
+            raise UserError(f"fixed sine-cosine positions need a width divisible by 4: backbone.embed_dim="
+                            f"{self.embed_dim}")
+        table = sincos_positions(self.grid_size, self.embed_dim, self._num_prefix_positions)
+        del self.vit.pos_embed
+        self.vit.register_buffer("pos_embed", table)
+
+    def remove_norm(self) -> None:
+        """Take the final norm away, for a head that brings its own."""
+        self.vit.norm = nn.Identity()
+
+    def patch_embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Project patches, and only those asked for: (B, C, H, W), ids (B, n) -> (B, n, D), no positions.
+
+        A hybrid looks at neighbours, so what is not asked for is blanked before its ResNet sees the image.
+        """
+        if self.is_hybrid:
+            if ids_keep is None:
+                return self.vit.patch_embed(images)                          # (B, N, D)
+            return gather_tokens(self.vit.patch_embed(self._blank(images, ids_keep)), ids_keep)
+        embed = self.vit.patch_embed
+        patches = patchify(images, self.patch_size)                          # (B, N, P)
+        if ids_keep is not None:
+            patches = gather_tokens(patches, ids_keep)                       # (B, n, P)
+        weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)            # (D, P), in patchify's order
+        return embed.norm(F.linear(patches, weight, embed.proj.bias))        # (B, n, D)
+
+    def _blank(self, images: Tensor, ids_keep: Tensor) -> Tensor:
+        """Set every pixel of a patch that is not kept to 0, the mean of normalised images."""
+        keep = images.new_zeros(images.shape[0], self.num_patches).scatter(1, ids_keep, 1.0)
+        keep = paint(keep[..., None], self.grid_size, self.patch_size)       # (B, 1, H, W)
+        return torch.where(keep > 0, images, 0.0)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D)."""
+        vit = self.vit
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if prefix:
+            first = torch.cat(prefix, dim=1)                                 # (1, prefix, D)
+            if self._num_prefix_positions:
+                first = first + vit.pos_embed[:, : self._num_prefix_positions]
+            tokens = torch.cat([first.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = vit.norm_pre(vit.pos_drop(tokens))                          # (B, prefix + n, D)
+        tokens = checkpoint_seq(vit.blocks, tokens) if self.grad_checkpointing else vit.blocks(tokens)
+        return vit.norm(tokens)
+
+    def layer_of(self, name: str) -> int:
+        """0 for embeddings and positions, i + 1 for block i, depth + 1 for the rest (BEiT's and MAE's counting)."""
+        parts = name.removeprefix("vit.").split(".")
+        if parts[0] == "blocks":
+            return int(parts[1]) + 1
+        return 0 if parts[0] in ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre") else self.depth + 1
+
+
+def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) -> VisionTransformer:
+    """`timm.create_model`, with its failures turned into one line each."""
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 1)
+        raise UserError(f"backbone.name={name}: timm has no such model" + (f"; did you mean {near[0]}?" if near else ""))
+    if "patch_size" in settings:
+        for side, patch in zip(img_size, settings["patch_size"], strict=True):
+            if side % patch:
+                raise UserError(f"data.img_size={_show(img_size)} is not divisible by backbone.patch_size="
+                                f"{_show(settings['patch_size'])}: choose a multiple")
+    try:
+        vit = timm.create_model(name, pretrained=False, img_size=img_size, in_chans=in_chans, num_classes=0,
+                                global_pool="", **settings)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"backbone.name={name} cannot be built at {_show(img_size)} px with {settings}: {reason}") from error
+    embed = getattr(vit, "patch_embed", None)
+    if not isinstance(vit, VisionTransformer) or not (isinstance(embed, PatchEmbed) or hasattr(embed, "backbone")):
+        raise UserError(f"backbone.name={name} is a {type(vit).__name__}, not a VisionTransformer with a patch projection")
+    if vit.pos_embed is None:
+        raise UserError(f"backbone.name={name} has no absolute position embedding, which masking needs")
+    return vit
+
+
+def _check_sizes(name: str, img_size: Size, grid_size: Size, patch_size: Size) -> None:
+    covered = (grid_size[0] * patch_size[0], grid_size[1] * patch_size[1])
+    if covered != img_size:
+        raise UserError(f"data.img_size={_show(img_size)} is not divisible into the {grid_size[0]}x{grid_size[1]} patches "
+                        f"of backbone {name}: choose a multiple of its patch size")
+
+
+def _show(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
