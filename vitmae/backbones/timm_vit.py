@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitmae.backbones.backbone import Backbone
+from vitmae.backbones.backbone import Backbone, init_xavier
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size, gather_tokens, pair, paint, patchify
 from vitmae.tokens.positions import sincos_positions
@@ -93,6 +93,17 @@ class TimmViT(Backbone):
         table = sincos_positions(self.grid_size, self.embed_dim, self._num_prefix_positions)
         del self.vit.pos_embed
         self.vit.register_buffer("pos_embed", table)
+
+    def init_xavier(self) -> None:
+        """As the MAE paper: Xavier-uniform on linear layers and on the flattened patch projection, tokens normal."""
+        init_xavier(self.vit.blocks)
+        proj = self.vit.patch_embed.proj
+        nn.init.xavier_uniform_(proj.weight.view(proj.weight.shape[0], -1))
+        if proj.bias is not None:
+            nn.init.zeros_(proj.bias)
+        for token in (self.vit.cls_token, self.vit.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
 
     def remove_norm(self) -> None:
         """Take the final norm away, for a head that brings its own."""

@@ -1,0 +1,183 @@
+"""Masked autoencoder (https://arxiv.org/abs/2111.06377).
+
+    images -> visible patches -> encoder -> add mask tokens -> decoder -> pixels
+
+The encoder never sees a hidden patch. Only hidden patches are scored.
+
+Shapes: B batch, C channels, H W image, N patches, n visible patches, D encoder width, E decoder width,
+P = patch_h * patch_w * C.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
+from vitmae.batch import Batch
+from vitmae.errors import UserError
+from vitmae.models.baselines import mean_over_patches, regression_baselines
+from vitmae.models.objective import Objective, Panel
+from vitmae.tokens.masking import Mask, MaskKind, check_mask, draw_mask, mask_from_tensor
+from vitmae.tokens.patches import gather_tokens, paint, patchify, standardize_patches, unpatchify
+from vitmae.tokens.positions import sincos_positions
+from vitmae.training.optim import Recipe
+
+
+class MAE(Objective):
+    """Reconstruct hidden patches from visible ones.
+
+    Args:
+        backbone: the encoder.
+        optimizer: the recipe (the paper's table 8).
+        mean: of the data, per channel.
+        std: of the data, per channel.
+        mask_ratio: share of patches that is hidden.
+        mask_kind: random, block or grid (the paper's table 1f).
+        norm_pix_loss: predict each patch standardised by its own mean and variance.
+        fixed_positions: 2-D sine-cosine positions in both halves, as the paper; otherwise learned ones.
+        decoder_embed_dim: E; None is the paper's 512 from ViT-B up and the encoder's own width below, where the paper's
+            decoder would be most of the work.
+        decoder_depth: blocks; None is 8 from ViT-B up and 4 below.
+        decoder_num_heads: heads; None is 16 from ViT-B up and the encoder's own below.
+
+    Raises:
+        UserError: on a ratio or a kind of mask that this grid cannot have, or decoder sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Recipe,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mask_ratio: float = 0.75,
+        mask_kind: MaskKind = "random",
+        norm_pix_loss: bool = True,
+        fixed_positions: bool = True,
+        decoder_embed_dim: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_num_heads: int | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, mean, std)
+        check_mask(mask_kind, backbone.grid_size, mask_ratio)
+        self.mask_ratio, self.mask_kind, self.norm_pix_loss = mask_ratio, mask_kind, norm_pix_loss
+        if fixed_positions:
+            backbone.fix_positions()
+        self.decoder = Decoder(backbone, fixed_positions, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        backbone.init_xavier()
+        init_xavier(self.decoder)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        self.register_buffer("mean_patch", torch.zeros(patch_length(backbone)))
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the paper: squared error, averaged over the hidden patches of the batch."""
+        images = self.normalize(batch.images)                                # (B, C, H, W)
+        mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
+        metrics = {"loss": self.loss(images, mask)}
+        return metrics if self.training else metrics | self.baselines(images, mask)
+
+    def baselines(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """The loss of two trivial predictions on the same hidden patches: what a useful model must beat."""
+        visible, hidden = self.target(images, mask.ids_keep), self.target(images, mask.ids_hide)
+        return regression_baselines(visible, hidden, self.mean_patch, self.backbone.in_chans)
+
+    def learn_baselines(self, batches: Iterable[Batch]) -> None:
+        """Measure the mean target patch of the training set."""
+        targets = (self.target(self.normalize(b.images), all_ids(b.images, self.backbone)) for b in batches)
+        self.mean_patch.copy_(mean_over_patches(targets))
+
+    def loss(self, images: Tensor, mask: Mask) -> Tensor:
+        """Mean squared error on hidden patches: normalised images (B, C, H, W) -> scalar."""
+        target = self.target(images, mask.ids_hide)                          # (B, N - n, P)
+        pred = self.decoder(self.encode(images, mask), mask, mask.ids_hide)  # (B, N - n, P)
+        return (pred.float() - target).square().mean()
+
+    def target(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The patches at `ids` as the decoder should predict them: (B, C, H, W), (B, k) -> (B, k, P)."""
+        patches = gather_tokens(patchify(images, self.backbone.patch_size), ids)
+        return standardize_patches(patches) if self.norm_pix_loss else patches
+
+    def encode(self, images: Tensor, mask: Mask) -> Tensor:
+        """Encode the visible patches and nothing else: (B, C, H, W) -> (B, prefix + n, D)."""
+        tokens = self.backbone.patch_embed(images, mask.ids_keep)            # (B, n, D)
+        tokens = tokens + gather_tokens(self.backbone.pos_embed, mask.ids_keep)
+        return self.backbone.encode(tokens)                                  # (B, prefix + n, D)
+
+    def reconstruct(self, images: Tensor, mask: Mask | Tensor) -> Tensor:
+        """Predict every patch from the visible ones: (B, C, H, W) -> (B, N, P), in the target's own units.
+
+        `mask` may be a user's own: bool (B, N) or (B, grid_h, grid_w), True means hidden.
+        """
+        mask = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
+        return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))     # (B, N, P)
+
+    @torch.no_grad()
+    def panel(self, batch: Batch, mask: Mask | Tensor | None = None) -> Panel:
+        """What a reconstruction picture shows.
+
+        A standardised prediction says nothing of a patch's brightness and contrast. Those of the hidden patches would
+        leak the answer into the picture, so the mean and contrast of the visible ones are used for all.
+        """
+        if mask is None:
+            mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
+        mask = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
+        images = self.normalize(batch.images)
+        pred = self.reconstruct(images, mask).float()                        # (B, N, P)
+        patches = patchify(images, self.backbone.patch_size)
+        if self.norm_pix_loss:
+            visible = gather_tokens(patches, mask.ids_keep)                  # (B, n, P)
+            contrast = visible.std(dim=2).mean(dim=1)[:, None, None]
+            pred = pred * contrast + visible.mean(dim=(1, 2), keepdim=True)
+        grid_size, patch_size = self.backbone.grid_size, self.backbone.patch_size
+        hidden = paint(mask.mask[..., None].float(), grid_size, patch_size) > 0          # (B, 1, H, W)
+        prediction = self.unnormalize(unpatchify(pred, grid_size, patch_size)).clamp(0, 1)
+        original = batch.images.float() / 255
+        target = ("target: patches standardised by their own mean and variance (norm_pix_loss), "
+                  "shown at the mean and contrast of the visible patches") if self.norm_pix_loss else "target: pixels"
+        return Panel(original, torch.where(hidden, 0.5, original), prediction,
+                     torch.where(hidden, prediction, original), target)
+
+
+class Decoder(nn.Module):
+    """Transformer blocks on visible latents and mask tokens; CLS takes part and its output is dropped."""
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, backbone: Backbone, fixed_positions: bool, embed_dim: int | None, depth: int | None, num_heads: int | None
+    ) -> None:
+        super().__init__()
+        as_paper = backbone.embed_dim >= 768
+        embed_dim = embed_dim or (512 if as_paper else backbone.embed_dim)
+        depth = depth or (8 if as_paper else 4)
+        num_heads = num_heads or (16 if as_paper else backbone.num_heads)
+        if embed_dim % num_heads or (fixed_positions and embed_dim % 4):
+            raise UserError(f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads={num_heads} "
+                            "and, with fixed positions, by 4")
+        self.num_prefix_tokens = backbone.num_prefix_tokens
+        self.embed = nn.Linear(backbone.embed_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        if fixed_positions:
+            self.register_buffer("pos_embed", sincos_positions(backbone.grid_size, embed_dim, self.num_prefix_tokens))
+        else:
+            self.pos_embed = nn.Parameter(torch.empty(1, self.num_prefix_tokens + backbone.num_patches, embed_dim))
+            nn.init.normal_(self.pos_embed, std=0.02)
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.Sequential(
+            *[Block(embed_dim, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)]
+        )
+        self.norm = norm_layer(embed_dim)
+        self.pred = nn.Linear(embed_dim, patch_length(backbone))
+
+    def forward(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
+        """Predict the patches at `ids`: latent (B, prefix + n, D), ids (B, k) -> (B, k, P)."""
+        tokens = self.embed(latent)                                          # (B, prefix + n, E)
+        prefix, visible = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        hidden = self.mask_token.to(tokens.dtype).expand(*mask.ids_hide.shape, -1)       # (B, N - n, E)
+        patches = gather_tokens(torch.cat([visible, hidden], dim=1), mask.ids_restore)   # (B, N, E)
+        tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed        # (B, prefix + N, E)
+        tokens = self.blocks(tokens)[:, self.num_prefix_tokens :]            # (B, N, E)
+        return self.pred(self.norm(gather_tokens(tokens, ids)))              # (B, k, P)

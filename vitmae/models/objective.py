@@ -1,0 +1,123 @@
+"""What the three objectives share: normalise, step, log, optimise. What they learn is in their own files."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from vitmae.backbones.backbone import Backbone, use_fused_attention
+from vitmae.batch import Batch
+from vitmae.errors import UserError
+from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
+
+
+class Panel(NamedTuple):
+    """What a reconstruction picture shows, all (B, C, H, W) in [0, 1].
+
+    Attributes:
+        original: the images.
+        masked: what the model sees.
+        prediction: what the model predicts, for every patch.
+        pasted: the prediction on hidden patches, the original on the others.
+        target: one line that says what the prediction is a prediction of.
+    """
+
+    original: Tensor
+    masked: Tensor
+    prediction: Tensor
+    pasted: Tensor
+    target: str
+
+
+class Objective(LightningModule):
+    """A backbone with something to learn.
+
+    Args:
+        backbone: the seam.
+        optimizer: the recipe.
+        mean: per channel, of pixels in [0, 1]; part of the checkpoint, so that it cannot be lost.
+        std: per channel, likewise.
+
+    Attributes:
+        monitor: the logged value that tells the best checkpoint, and whether less or more is better.
+        last_metrics: of the last training step, detached; a callback logs it every few steps, since logging
+            each step from here costs more than a small model's step.
+    """
+
+    monitor: tuple[str, str] = ("val/loss", "min")
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, optimizer: Recipe, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if not len(mean) == len(std) == backbone.in_chans:
+            raise UserError(f"the statistics have {len(mean)} channels and the images {backbone.in_chans}: set data.stats=auto")
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1))
+        self.last_metrics: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch under "loss", and scalars worth logging beside it."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> float32 with the data's mean and deviation taken out."""
+        return (images.to(torch.float32) - self.mean * 255) / (self.std * 255)
+
+    def unnormalize(self, images: Tensor) -> Tensor:
+        """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
+        return images * self.std + self.mean
+
+    def setup(self, stage: str) -> None:
+        """Pick the attention that is fast here (see `Backbone.use_fused_attention`)."""
+        on_cpu_in_bf16 = self.trainer.strategy.root_device.type == "cpu" and "bf16" in str(self.trainer.precision)
+        use_fused_attention(self, not on_cpu_in_bf16)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; dropout, drop path and mixup draw from the batch's own key, so a resumed run draws the same."""
+        torch.manual_seed(batch.key)
+        metrics = self.measure(batch)
+        self.last_metrics = {name: value.detach() for name, value in metrics.items()}
+        return metrics["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Held-out values, averaged over images and ranks."""
+        self._log_held_out("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As validation, under ``test/``."""
+        self._log_held_out("test", batch)
+
+    def _log_held_out(self, split: str, batch: Batch) -> None:
+        values = {f"{split}/{name}": value for name, value in self.measure(batch).items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True,
+                      add_dataloader_idx=False)
+
+    def layer_of(self, name: str) -> int:
+        """The layer of a parameter, for layer decay: the backbone's own count, and the full rate for all else."""
+        inner = name.removeprefix("backbone.")
+        return self.backbone.layer_of(inner) if inner != name else self.backbone.depth + 1
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The recipe at this run's length and batch."""
+        total_steps, steps_per_epoch, effective_batch = self.run_length()
+        peak_lr = self.optimizer.peak_lr(effective_batch)
+        warmup_steps = self.optimizer.warmup_steps(total_steps, steps_per_epoch)
+        groups = param_groups(self.named_parameters(), self.optimizer, peak_lr, self.layer_of, self.backbone.depth + 1)
+        optimizer = build_optimizer(groups, self.optimizer)
+        schedule = build_schedule(optimizer, self.optimizer, peak_lr, warmup_steps, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def run_length(self) -> tuple[int, float, int]:
+        """(optimiser steps of the run, optimiser steps of an epoch, images per optimiser step) of the attached trainer."""
+        trainer = self.trainer
+        total_steps = int(trainer.estimated_stepping_batches)
+        accumulate = trainer.accumulate_grad_batches
+        steps_per_epoch = max(1.0, -(-trainer.num_training_batches // accumulate))
+        return total_steps, steps_per_epoch, trainer.datamodule.batch_size * trainer.world_size * accumulate

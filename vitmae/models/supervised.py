@@ -1,0 +1,120 @@
+"""Supervised vision transformer (https://arxiv.org/abs/2010.11929).
+
+    images -> patches -> encoder -> pool -> zero-initialised linear head -> classes
+
+Shapes: B batch, C channels, H W image, N patches, D width, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from timm.layers.attention_pool import AttentionPoolLatent
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import CutMix, MixUp
+
+from vitmae.backbones.backbone import Backbone
+from vitmae.batch import Batch
+from vitmae.errors import UserError
+from vitmae.models.objective import Objective
+from vitmae.training.optim import Recipe
+
+Pool = Literal["cls", "avg", "map"]
+
+
+class Supervised(Objective):
+    """Classify whole images.
+
+    Args:
+        backbone: the encoder.
+        optimizer: the recipe.
+        mean: of the data, per channel.
+        std: of the data, per channel.
+        num_classes: K.
+        pool: ``cls`` reads the CLS token after the final norm; ``avg`` averages the patch tokens and norms the average, as
+            the published MAE fine-tuning does; ``map`` is attention pooling with one learned query.
+        label_smoothing: share of the target spread over all classes.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, at even odds.
+        fixed_positions: 2-D sine-cosine positions instead of learned ones.
+
+    Raises:
+        UserError: if there are no labels, or no CLS token to pool.
+    """
+
+    monitor = ("val/acc1", "max")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Recipe,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_classes: int | None,
+        pool: Pool = "cls",
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        fixed_positions: bool = False,
+    ) -> None:
+        super().__init__(backbone, optimizer, mean, std)
+        if num_classes is None:
+            raise UserError("model=vit needs labels, and this data has none: use model=mae or model=masked_patch")
+        if pool == "cls" and not backbone.has_cls:
+            raise UserError("model.pool=cls: this backbone has no CLS token, use model.pool=avg or map")
+        self.num_classes, self.pool, self.label_smoothing = num_classes, pool, label_smoothing
+        if fixed_positions:
+            backbone.fix_positions()
+        if pool == "avg":
+            backbone.remove_norm()
+            self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6)
+        elif pool == "map":
+            self.attn_pool = AttentionPoolLatent(
+                backbone.embed_dim, num_heads=backbone.num_heads, norm_layer=nn.LayerNorm
+            )
+        self.head = nn.Linear(backbone.embed_dim, num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in ((MixUp, mixup), (CutMix, cutmix)) if alpha]
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""
+        images = self.normalize(batch.images)                                # (B, C, H, W)
+        if self.training:
+            images, target = self.mix(images, batch.labels)
+            logits = self(images).float()                                    # (B, K)
+            return {"loss": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
+        logits = self(images).float()
+        return {
+            "loss": F.cross_entropy(logits, batch.labels),
+            "acc1": topk_accuracy(logits, batch.labels, 1),
+            "acc5": topk_accuracy(logits, batch.labels, 5),
+        }
+
+    def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix each image with its neighbour in the batch: labels (B,) -> soft targets (B, K), or as they are.
+
+        torchvision's mixes draw from torch's generator, which the step has seeded with the batch's own key.
+        """
+        if not self.mixes:
+            return images, labels
+        mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+        return mix(images, labels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) -> logits (B, K)."""
+        return self.head(self.pooled(self.backbone(images)))
+
+    def pooled(self, latent: Tensor) -> Tensor:
+        """One vector per image: (B, prefix + N, D) -> (B, D)."""
+        if self.pool == "cls":
+            return latent[:, 0]
+        patches = latent[:, self.backbone.num_prefix_tokens :]               # (B, N, D)
+        return self.fc_norm(patches.mean(dim=1)) if self.pool == "avg" else self.attn_pool(patches)
+
+
+def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Share of images whose label is among the k likeliest classes: (B, K), (B,) -> scalar in [0, 1]."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices               # (B, k)
+    return (best == labels[:, None]).any(dim=1).float().mean()

@@ -1,0 +1,147 @@
+"""The optimisation recipe: parameter groups, the optimiser, and a schedule that moves every step.
+
+Recipes and their sources: https://arxiv.org/abs/2111.06377 (tables 8 to 11), https://arxiv.org/abs/2010.11929
+(tables 3 and 4).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vitmae.errors import UserError
+
+WARMUP_SHARE = 0.05
+"""The papers' warm-up as a share of the run: 40 of 800 epochs (MAE, T8), 5 of 100 (T9)."""
+
+_NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "latent")
+"""Positions and tokens: vectors that are added to the data, not matrices that multiply it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise an objective.
+
+    Attributes:
+        name: an optimiser of timm's: adamw, sgd, lars, lamb, muon, …
+        base_lr: the learning rate per 256 images; the peak is base_lr * effective batch / 256.
+        weight_decay: for matrices only; biases, norms, positions and tokens are not decayed.
+        betas: of Adam-like optimisers.
+        momentum: of SGD-like optimisers.
+        warmup_epochs: linear warm-up from 0, in epochs, stepped per iteration; None is 5 % of the run.
+        min_lr: where the cosine ends.
+        layer_decay: the learning rate of layer i is scaled by layer_decay^(depth + 1 - i), i = 0 for the embeddings.
+    """
+
+    name: str = "adamw"
+    base_lr: float = 1.5e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9
+    warmup_epochs: float | None = None
+    min_lr: float = 0.0
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Say early what cannot be."""
+        if self.name not in list_optimizers():
+            raise UserError(f"model.optimizer.name={self.name}: timm has no such optimiser")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"model.optimizer.layer_decay={self.layer_decay} must lie in (0, 1]")
+
+    def peak_lr(self, effective_batch: int) -> float:
+        """base_lr scaled linearly by the images per optimiser step."""
+        return self.base_lr * effective_batch / 256
+
+    def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> int:
+        """Warm-up in optimiser steps.
+
+        Raises:
+            UserError: if it does not end before the run does.
+        """
+        if self.warmup_epochs is None:
+            return round(WARMUP_SHARE * total_steps)
+        steps = round(self.warmup_epochs * steps_per_epoch)
+        if steps >= total_steps:
+            raise UserError(
+                f"model.optimizer.warmup_epochs={self.warmup_epochs:g} is {steps} steps, but the whole run has {total_steps}: "
+                "choose fewer, or null for 5 % of the run"
+            )
+        return steps
+
+
+class ParamGroup(TypedDict):
+    """One parameter group as torch's optimisers take it, with what the table at the start of a run shows."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    name: str
+    lr_scale: float
+
+
+def param_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    recipe: Recipe,
+    peak_lr: float,
+    layer_of: Callable[[str], int],
+    num_layers: int,
+) -> list[ParamGroup]:
+    """Sort trainable parameters by layer and by decay; each group carries the learning rate it gets.
+
+    Args:
+        named_parameters: of the whole objective.
+        recipe: weight decay and layer decay.
+        peak_lr: the learning rate of the last layer.
+        layer_of: 0 for embeddings … num_layers for the head.
+        num_layers: depth + 1 (https://arxiv.org/abs/2111.06377 and its published code).
+    """
+    groups: dict[tuple[int, bool], ParamGroup] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
+        layer = layer_of(name) if recipe.layer_decay != 1 else num_layers
+        scale = recipe.layer_decay ** (num_layers - layer)
+        group = groups.setdefault(
+            (layer, decayed),
+            ParamGroup(
+                params=[],
+                lr=peak_lr * scale,
+                weight_decay=recipe.weight_decay if decayed else 0.0,
+                name=(f"layer {layer}, " if recipe.layer_decay != 1 else "") + ("decayed" if decayed else "not decayed"),
+                lr_scale=scale,
+            ),
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def build_optimizer(groups: list[ParamGroup], recipe: Recipe) -> Optimizer:
+    """timm's optimiser of that name; AdamW is torch's own, fused: one pass over the parameters."""
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
+    settings: dict[str, Any] = {"momentum": recipe.momentum}
+    if "adam" in recipe.name or recipe.name in ("lamb", "lion", "adopt"):
+        settings["betas"] = recipe.betas
+    return create_optimizer_v2(groups, opt=recipe.name, lr=groups[-1]["lr"], weight_decay=0.0, **settings)
+
+
+def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) -> float:
+    """The share of the peak learning rate at an optimiser step: linear from 0, then half a cosine down to `floor`."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_schedule(optimizer: Optimizer, recipe: Recipe, peak_lr: float, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """A schedule per step; each group keeps its own scale, because the factor multiplies the group's own rate."""
+    floor = recipe.min_lr / peak_lr if peak_lr else 0.0
+    return LambdaLR(optimizer, lambda step: cosine_factor(step, warmup_steps, total_steps, floor))
