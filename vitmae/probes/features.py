@@ -1,0 +1,189 @@
+"""Features of a frozen backbone: each image once, nothing hidden, nothing random.
+
+    uint8 images -> normalize -> backbone (eval mode, no gradient) -> CLS token | mean of the patches | patches
+
+A probe sees an encoder only through these tensors, so two probes of one checkpoint cannot disagree about what
+was measured. Both poolings are kept wherever the backbone has both: which of them is better differs between
+objectives, and a number that does not say which it used cannot be reproduced.
+
+Shapes: M images of a set, B batch, C channels, H W image, N patches, D width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitmae.backbones.backbone import Backbone
+from vitmae.batch import Batch
+from vitmae.errors import UserError
+from vitmae.randomness import permutation
+from vitmae.tokens.patches import Size
+
+POOLINGS = ("cls", "avg")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen backbone makes of a set of images.
+
+    Attributes:
+        pooled: per pooling ("cls", "avg"), one vector per image: (M, D).
+        labels: (M,) int64; -1 where the set has no labels.
+        patches: the patch tokens, row by row, without prefix tokens: (M, N, D); None where not asked for.
+        grid_size: (grid_h, grid_w) of ``patches``, N = grid_h * grid_w.
+    """
+
+    pooled: Mapping[str, Tensor]
+    labels: Tensor
+    patches: Tensor | None = None
+    grid_size: Size | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label.
+
+        Raises:
+            UserError: if the set is empty or an image has no label.
+        """
+        unlabelled = int((self.labels < 0).sum())
+        if unlabelled or not len(self):
+            raise UserError(
+                f"a probe needs labelled images, but {unlabelled} of {len(self)} have no label: "
+                "choose a labelled data set, or class subfolders"
+            )
+        return int(self.labels.max()) + 1
+
+    def subset(self, ids: Tensor) -> "Features":
+        """The images at ``ids`` (int64), in that order."""
+        return Features(
+            {pooling: vectors[ids] for pooling, vectors in self.pooled.items()},
+            self.labels[ids],
+            None if self.patches is None else self.patches[ids],
+            self.grid_size,
+        )
+
+
+def extract(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    poolings: Sequence[str] | None = None,
+    patches: bool = False,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    """Encode a whole set and keep the features in memory, on the CPU.
+
+    At its largest, memory holds the result twice; what does not fit goes through `extract_batches` to
+    `vitmae.probes.store.write`.
+
+    Args: as `extract_batches`.
+
+    Raises:
+        UserError: as `extract_batches`, and if there is no image at all.
+    """
+    parts = list(
+        extract_batches(
+            backbone, batches, normalize, poolings=poolings, patches=patches, autocast=autocast, dtype=dtype
+        )
+    )
+    if not parts:
+        raise UserError("there are no images to extract features from: check the split and its folder")
+    return Features(
+        {pooling: torch.cat([part.pooled[pooling] for part in parts]) for pooling in parts[0].pooled},
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.patches for part in parts if part.patches is not None]) if patches else None,
+        backbone.grid_size,
+    )
+
+
+def extract_batches(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    poolings: Sequence[str] | None = None,
+    patches: bool = False,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Features]:
+    """Encode batch by batch, in constant memory; the features come back on the CPU.
+
+    The backbone is in eval mode while it encodes and in its own mode between batches, module by module.
+
+    Args:
+        backbone: any backbone; images go to the device of its parameters.
+        batches: uint8 images and labels.
+        normalize: (B, C, H, W) uint8 -> float, as the checkpoint was trained.
+        poolings: "cls", "avg" or both; None for all that the backbone has.
+        patches: whether to keep the patch tokens too (N times the memory).
+        autocast: compute in this type under autocast; None computes in the backbone's own.
+        dtype: the type that the features are stored in. Averages are taken in float32 before.
+
+    Raises:
+        UserError: if a pooling is unknown or the backbone lacks it, or if features are not finite.
+    """
+    poolings = _check_poolings(backbone, poolings)
+    device = next(backbone.parameters()).device
+    for batch in batches:
+        images = batch.images.to(device, non_blocking=True)
+        enabled = autocast is not None
+        # not inference mode: its tensors cannot be saved for a head's backward pass
+        with _evaluating(backbone), torch.no_grad(), torch.autocast(device.type, autocast, enabled):
+            latent = backbone(normalize(images))                             # (B, prefix + N, D)
+        latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        if not torch.isfinite(latent).all():
+            raise UserError("the backbone's features are not finite: take a checkpoint from before it diverged")
+        tokens = latent[:, backbone.num_prefix_tokens :]                     # (B, N, D)
+        pooled = {"cls": latent[:, 0], "avg": tokens.mean(1)}
+        yield Features(
+            {pooling: pooled[pooling].to("cpu", dtype, copy=True) for pooling in poolings},
+            batch.labels.cpu(),
+            tokens.to("cpu", dtype, copy=True) if patches else None,
+            backbone.grid_size,
+        )
+
+
+def _check_poolings(backbone: Backbone, poolings: Sequence[str] | None) -> Sequence[str]:
+    available = POOLINGS if backbone.has_cls else ("avg",)
+    for pooling in poolings or ():
+        if pooling not in available:
+            raise UserError(f"the backbone has no pooling {pooling!r}: choose from {', '.join(available)}")
+    return available if poolings is None else poolings
+
+
+@contextmanager
+def _evaluating(backbone: Backbone) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in its own mode again (a frozen part stays in eval mode)."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def stratified_split(labels: Tensor, fraction: float, *key: int | str) -> tuple[Tensor, Tensor]:
+    """Hold out a fraction of every class: labels (M,) -> two ascending id vectors, (the rest, the held-out).
+
+    A class with two images or more keeps at least one on each side; a class with one keeps it in the rest.
+
+    Args:
+        labels: (M,) int64.
+        fraction: the share to hold out, in (0, 1).
+        key: what identifies the draw, such as a seed; the same key gives the same split.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        ids = (labels == label).nonzero()[:, 0]                              # (images of the class,)
+        count = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
+        held_out[ids[permutation(len(ids), *key, "split", label)[:count]]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
