@@ -68,7 +68,8 @@ class TimmViT(Backbone):
         self.grad_checkpointing = grad_checkpointing
         self.is_hybrid = hasattr(self.vit.patch_embed, "backbone")
         self.grid_size = pair(self.vit.patch_embed.grid_size)
-        self.patch_size = (self.img_size[0] // self.grid_size[0], self.img_size[1] // self.grid_size[1])
+        pixels = (side // grid for side, grid in zip(self.img_size, self.grid_size, strict=True))
+        self.patch_size = pair(tuple(pixels) if self.is_hybrid else self.vit.patch_embed.patch_size)
         _check_sizes(name, self.img_size, self.grid_size, self.patch_size)
         self.embed_dim, self.depth = self.vit.embed_dim, len(self.vit.blocks)
         self.num_heads = self.vit.blocks[0].attn.num_heads
@@ -179,8 +180,8 @@ def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) 
 def _check_sizes(name: str, img_size: Size, grid_size: Size, patch_size: Size) -> None:
     covered = (grid_size[0] * patch_size[0], grid_size[1] * patch_size[1])
     if covered != img_size:
-        raise UserError(f"data.img_size={_show(img_size)} is not divisible into the {grid_size[0]}x{grid_size[1]} patches "
-                        f"of backbone {name}: choose a multiple of its patch size")
+        raise UserError(f"data.img_size={_show(img_size)} is not divisible into the patches of backbone {name}: "
+                        f"choose a multiple of {_show(patch_size)}, its patch size")
 
 
 def _show(size: Size) -> str:
