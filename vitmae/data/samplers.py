@@ -1,0 +1,123 @@
+"""Which images make up which batch: a function of (seed, epoch), whatever the workers and the ranks.
+
+    permutation of (seed, epoch) -> global batches of W * n images -> rank r takes every W-th of each
+
+So two ranks see at each step exactly what one process with twice the batch sees. Images are asked for a batch
+at a time: a set in memory is read with one gather, and a worker decodes a whole batch.
+
+A resumed run needs no saved state: where it is follows from the number of batches already trained on.
+
+Letters: W ranks, r this rank, n distinct images per rank and batch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitmae.errors import UserError
+from vitmae.randomness import permutation
+
+
+class Request(NamedTuple):
+    """One batch that is asked for; plain enough to be sent to a worker.
+
+    Attributes:
+        epoch: the epoch, from 0; None in evaluation, where nothing is random.
+        indices: (n,) int64, which images.
+        repeats: how many times each is shown, each time cropped anew; the batch has n * repeats rows, all the
+            images once, then all of them again.
+    """
+
+    epoch: int | None
+    indices: NDArray[np.int64]
+    repeats: int = 1
+
+
+class ShuffledRequests:
+    """Training batches of one rank.
+
+    Args:
+        count: images in the set.
+        batch_size: rows per batch of this rank, a multiple of ``repeats``.
+        seed: of the permutations.
+        repeats: repeated augmentation (https://arxiv.org/abs/1901.09335); an epoch keeps its number of rows, so
+            it shows ``count / repeats`` images.
+        drop_last: leave out the images that do not fill a batch on every rank. If False they make a last, smaller
+            batch, of the same size on each rank (fewer than W images are still left out).
+        rank: this process.
+        world: how many processes.
+        position: tells (epoch, batches already done in it) when an iteration starts; None counts iterations.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        *,
+        repeats: int = 1,
+        drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        position: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        self.count, self.seed, self.repeats, self.rank, self.world = count, seed, repeats, rank, world
+        self.block = batch_size // repeats * world                       # distinct images of a global batch
+        distinct = count // repeats                                      # of an epoch
+        self.sizes = [self.block] * (distinct // self.block)
+        rest = distinct % self.block // world * world
+        if rest and not drop_last:
+            self.sizes.append(rest)
+        self.position = position or self._next_epoch
+        self._epochs_started = 0
+
+    def _next_epoch(self) -> tuple[int, int]:
+        self._epochs_started += 1
+        return self._epochs_started - 1, 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever an iteration starts."""
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch, done = self.position()
+        order = permutation(self.count, self.seed, "order", epoch).numpy()
+        for batch, size in enumerate(self.sizes[done:], start=done):
+            first = batch * self.block
+            yield Request(epoch, order[first + self.rank:first + size:self.world], self.repeats)
+
+
+class OrderedRequests:
+    """Evaluation batches of one rank: over all ranks every image once, and as many batches on each rank.
+
+    Args:
+        count: images in the set.
+        batch_size: images per batch of this rank.
+        rank: this process.
+        world: how many processes.
+
+    Raises:
+        UserError: the images cannot be shared so.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        most = -(-count // world)                                        # images of the rank that has most
+        batches = -(-most // batch_size)
+        if count // world < batches:
+            raise UserError(f"{count} images cannot be shared by {world} processes in batches of {batch_size}: "
+                            "raise data.batch_size or use fewer processes")
+        mine = np.arange(rank, count, world, dtype=np.int64)
+        self.batches = [mine[i:i + batch_size] for i in range(0, len(mine), batch_size)]
+        if len(self.batches) < batches:
+            # One image short of another batch. Ranks with unequal numbers of batches would wait for each other
+            # for ever, so the last batch gives one image away.
+            last = self.batches.pop()
+            self.batches += [last[:-1], last[-1:]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (Request(None, indices) for indices in self.batches)
