@@ -83,7 +83,19 @@ def draw_mask(keys: Tensor, grid_size: Size, mask_ratio: float, kind: MaskKind =
     else:
         stride = _grid_stride(grid_size, mask_ratio)
         scores, visible = _grid_scores(keys, grid_size, stride), grid_size[0] * grid_size[1] // stride**2
-    return _split(scores, visible)
+    return mask_from_scores(scores, visible)
+
+
+def mask_from_scores(scores: Tensor, visible: int) -> Mask:
+    """Keep the `visible` smallest scores of each row, (B, N) -> `Mask`, as the published MAE code does with its noise.
+
+    Equal scores keep their order, so that devices agree.
+    """
+    ids_shuffle = scores.argsort(dim=1, stable=True)                         # (B, N)
+    ids_restore = torch.empty_like(ids_shuffle)
+    order = torch.arange(scores.shape[1], device=scores.device)
+    ids_restore.scatter_(1, ids_shuffle, order.expand_as(ids_shuffle))       # the inverse, without a second sort
+    return Mask(ids_shuffle[:, :visible], ids_shuffle[:, visible:], ids_restore, ids_restore >= visible)
 
 
 def mask_from_tensor(mask: Tensor) -> Mask:
@@ -99,16 +111,7 @@ def mask_from_tensor(mask: Tensor) -> Mask:
         raise UserError("a mask must hide the same number of patches in each image of a batch: pass them one by one")
     if not 0 < hidden < mask.shape[1]:
         raise UserError(f"a mask must leave a visible and a hidden patch: this one hides {hidden} of {mask.shape[1]}")
-    return _split(mask.to(torch.float32), mask.shape[1] - hidden)
-
-
-def _split(scores: Tensor, visible: int) -> Mask:
-    """Keep the `visible` smallest scores of each row; equal scores keep their order, so devices agree."""
-    ids_shuffle = scores.argsort(dim=1, stable=True)                         # (B, N)
-    ids_restore = torch.empty_like(ids_shuffle)
-    order = torch.arange(scores.shape[1], device=scores.device)
-    ids_restore.scatter_(1, ids_shuffle, order.expand_as(ids_shuffle))       # the inverse, without a second sort
-    return Mask(ids_shuffle[:, :visible], ids_shuffle[:, visible:], ids_restore, ids_restore >= visible)
+    return mask_from_scores(mask.to(torch.float32), mask.shape[1] - hidden)
 
 
 def _block_scores(keys: Tensor, grid_size: Size) -> Tensor:

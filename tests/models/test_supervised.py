@@ -1,0 +1,110 @@
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from tests.models.parts import batch, objective, tiny_backbone
+from vitmae.errors import UserError
+from vitmae.models.supervised import topk_accuracy
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_logits_are_those_of_timm_on_the_same_weights(name, pool, dtype, tolerance):
+    patch = 14 if "14" in name else 16
+    settings = {"img_size": (2 * patch, 3 * patch), "depth": 2}
+    model = objective("vit", tiny_backbone(name, patch_size=patch, embed_dim=None, num_heads=None, **settings), pool=pool)
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    twin = timm.create_model(name, num_classes=10, global_pool={"cls": "token", "avg": "avg"}[pool],
+                             fc_norm=pool == "avg", **settings)
+    state = {k.removeprefix("backbone.vit."): v for k, v in model.state_dict().items() if k not in ("mean", "std")}
+    twin.load_state_dict(state)
+    model, twin = model.to(dtype).eval(), twin.to(dtype).eval()
+    images = model.normalize(batch(model.backbone).images).to(dtype)
+    with torch.no_grad():
+        assert (model(images) - twin(images)).abs().max() < tolerance
+
+
+def test_the_head_starts_at_zero_so_the_first_loss_is_that_of_chance():
+    model = objective("vit").eval()
+    values = model.measure(batch(model.backbone))
+    assert not model.head.weight.any()
+    assert values["loss"].item() == pytest.approx(torch.tensor(10.0).log().item())
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg", "map"])
+def test_pooling_reads_what_it_says(pool):
+    model = objective("vit", pool=pool).eval()
+    latent = torch.randn(2, 25, 32)
+    changed = latent.clone()
+    changed[:, 1:] += torch.randn(2, 24, 32)
+    same = torch.equal(model.pooled(latent), model.pooled(changed))
+    assert same is (pool == "cls")
+    changed = latent.clone()
+    changed[:, 0] += 1
+    assert torch.equal(model.pooled(latent), model.pooled(changed)) is (pool != "cls")
+
+
+def test_label_smoothing_reaches_the_loss_in_training_and_not_held_out():
+    plain, smooth = objective("vit"), objective("vit", label_smoothing=0.2)
+    for model in (plain, smooth):
+        torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    data = batch(plain.backbone)
+    assert plain.measure(data)["loss"] != smooth.measure(data)["loss"]
+    assert plain.eval().measure(data)["loss"] == smooth.eval().measure(data)["loss"]
+    logits = smooth(smooth.normalize(data.images))
+    expected = F.cross_entropy(logits, data.labels, label_smoothing=0.2)
+    assert torch.isclose(smooth.train().measure(data)["loss"], expected)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_changes_images_and_gives_targets_that_sum_to_one(kind):
+    model = objective("vit", **{kind: 1.0})
+    data = batch(model.backbone)
+    images = model.normalize(data.images)
+    torch.manual_seed(3)
+    mixed, target = model.mix(images, data.labels)
+    assert not torch.equal(mixed, images)
+    assert target.shape == (4, 10)
+    assert torch.allclose(target.sum(1), torch.ones(4))
+    if kind == "mixup":
+        share = target[0, data.labels[0]]
+        assert torch.allclose(mixed, share * images + (1 - share) * images.roll(1, 0), atol=1e-5)
+
+
+def test_with_both_mixes_each_batch_gets_one_of_them():
+    model = objective("vit", mixup=0.8, cutmix=1.0)
+    data = batch(model.backbone)
+    images = model.normalize(data.images)
+    pasted = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, _ = model.mix(images, data.labels)
+        pasted += bool(((mixed == images) | (mixed == images.roll(1, 0))).all())
+    assert 3 < pasted < 17
+
+
+def test_mixing_is_a_function_of_the_batchs_key():
+    model = objective("vit", mixup=0.8, cutmix=1.0)
+    torch.nn.init.normal_(model.head.weight)
+    data = batch(model.backbone)
+    losses = []
+    for key in (1, 2, 1):
+        torch.rand(5)
+        losses.append(model.training_step(data._replace(key=key), 0).item())
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_topk_counts_a_label_among_the_k_likeliest():
+    logits = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3]])
+    assert topk_accuracy(logits, torch.tensor([2, 0]), 1) == 0.5
+    assert topk_accuracy(logits, torch.tensor([2, 1]), 2) == 0.5
+    assert topk_accuracy(logits, torch.tensor([0, 1]), 5) == 1.0
+
+
+def test_no_labels_and_no_cls_token_are_refused():
+    with pytest.raises(UserError, match="needs labels"):
+        objective("vit", num_classes=None)
+    with pytest.raises(UserError, match="no CLS token"):
+        objective("vit", tiny_backbone("vit_base_patch16_siglip_224"))
