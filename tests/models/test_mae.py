@@ -181,7 +181,7 @@ def transformers_twin(mae, norm_pix_loss):
         decoder_num_hidden_layers=len(decoder.blocks), decoder_num_attention_heads=backbone.num_heads,
         decoder_intermediate_size=4 * decoder.mask_token.shape[-1], norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
     )
-    twin = ViTMAEForPreTraining(config)
+    twin = ViTMAEForPreTraining(config).to(next(mae.parameters()).dtype).eval()
     state = {}
     for prefix, ours in (("vit.layers", backbone.vit.blocks), ("decoder.decoder_layers", decoder.blocks)):
         for i, block in enumerate(ours):
@@ -203,7 +203,7 @@ def transformers_twin(mae, norm_pix_loss):
                         ("decoder.decoder_norm", decoder.norm), ("decoder.decoder_pred", decoder.pred)):
         state[name + ".weight"], state[name + ".bias"] = layer.weight, layer.bias
     twin.load_state_dict(state)
-    return twin.to(next(mae.parameters()).dtype).eval()
+    return twin
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])

@@ -93,7 +93,7 @@ class MAE(Objective):
         """Mean squared error on hidden patches: normalised images (B, C, H, W) -> scalar."""
         target = self.target(images, mask.ids_hide)                          # (B, N - n, P)
         pred = self.decoder(self.encode(images, mask), mask, mask.ids_hide)  # (B, N - n, P)
-        return (pred.float() - target).square().mean()
+        return (pred.to(target.dtype) - target).square().mean()
 
     def target(self, images: Tensor, ids: Tensor) -> Tensor:
         """The patches at `ids` as the decoder should predict them: (B, C, H, W), (B, k) -> (B, k, P)."""

@@ -83,9 +83,9 @@ class Supervised(Objective):
         images = self.normalize(batch.images)                                # (B, C, H, W)
         if self.training:
             images, target = self.mix(images, batch.labels)
-            logits = self(images).float()                                    # (B, K)
+            logits = self(images).to(images.dtype)                                    # (B, K)
             return {"loss": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
-        logits = self(images).float()
+        logits = self(images).to(images.dtype)
         return {
             "loss": F.cross_entropy(logits, batch.labels),
             "acc1": topk_accuracy(logits, batch.labels, 1),
