@@ -1,1 +1,1 @@
-"""Images from memory and from files, as batches of one kind: `datamodule.py` is the door, one file per source."""
+"""Images from memory and from files as one kind of batch: `datamodule.py` is the door, a file per source."""

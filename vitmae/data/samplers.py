@@ -42,10 +42,10 @@ class ShuffledRequests:
         count: images in the set.
         batch_size: rows per batch of this rank, a multiple of ``repeats``.
         seed: of the permutations.
-        repeats: repeated augmentation (https://arxiv.org/abs/1901.09335); an epoch keeps its number of rows, so
-            it shows ``count / repeats`` images.
-        drop_last: leave out the images that do not fill a batch on every rank. If False they make a last, smaller
-            batch, of the same size on each rank (fewer than W images are still left out).
+        repeats: repeated augmentation (https://arxiv.org/abs/1901.09335); an epoch keeps its number of rows,
+            so it shows ``count / repeats`` images.
+        drop_last: leave out the images that do not fill a batch on every rank. If False they make a last,
+            smaller batch, of the same size on each rank (fewer than W images are still left out).
         rank: this process.
         world: how many processes.
         position: tells (epoch, batches already done in it) when an iteration starts; None counts iterations.
@@ -106,13 +106,13 @@ class OrderedRequests:
         most = -(-count // world)                                        # images of the rank that has most
         batches = -(-most // batch_size)
         if count // world < batches:
-            raise UserError(f"{count} images cannot be shared by {world} processes in batches of {batch_size}: "
-                            "raise data.batch_size or use fewer processes")
+            raise UserError(f"{count} images cannot be shared by {world} processes in batches of "
+                            f"{batch_size}: raise data.batch_size or use fewer processes")
         mine = np.arange(rank, count, world, dtype=np.int64)
         self.batches = [mine[i:i + batch_size] for i in range(0, len(mine), batch_size)]
         if len(self.batches) < batches:
-            # One image short of another batch. Ranks with unequal numbers of batches would wait for each other
-            # for ever, so the last batch gives one image away.
+            # One image short of another batch. Ranks with unequal numbers of batches would wait for each
+            # other for ever, so the last batch gives one image away.
             last = self.batches.pop()
             self.batches += [last[:-1], last[-1:]]
 
