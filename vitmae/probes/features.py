@@ -1,6 +1,6 @@
 """Features of a frozen backbone: each image once, nothing hidden, nothing random.
 
-    uint8 images -> normalize -> backbone (eval mode, no gradient) -> CLS token | mean of the patches | patches
+    uint8 images -> normalize -> backbone (eval mode, no gradient) -> CLS | mean of the patches | patches
 
 A probe sees an encoder only through these tensors, so two probes of one checkpoint cannot disagree about what
 was measured. Both poolings are kept wherever the backbone has both: which of them is better differs between
@@ -140,7 +140,7 @@ def extract_batches(
             latent = backbone(normalize(images))                             # (B, prefix + N, D)
         latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
         if not torch.isfinite(latent).all():
-            raise UserError("the backbone's features are not finite: take a checkpoint from before it diverged")
+            raise UserError("the backbone's features are not finite: take an earlier checkpoint")
         tokens = latent[:, backbone.num_prefix_tokens :]                     # (B, N, D)
         pooled = {"cls": latent[:, 0], "avg": tokens.mean(1)}
         yield Features(
@@ -161,7 +161,7 @@ def _check_poolings(backbone: Backbone, poolings: Sequence[str] | None) -> Seque
 
 @contextmanager
 def _evaluating(backbone: Backbone) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in its own mode again (a frozen part stays in eval mode)."""
+    """Eval mode inside; afterwards each module is in its own mode (a frozen part stays in eval mode)."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
