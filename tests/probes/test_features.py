@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.probes.parts import StandIn
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.probes.features import Features, extract, extract_batches, stratified_split
@@ -19,8 +20,8 @@ def normalize(images):
     return images.float() / 255 - 0.5
 
 
-def test_features_are_the_cls_token_and_the_mean_and_the_tokens_without_the_prefix(stand_in):
-    backbone = stand_in(registers=2).eval()
+def test_features_are_the_cls_token_and_the_mean_and_the_tokens_without_the_prefix():
+    backbone = StandIn(registers=2).eval()
     features = extract(backbone, batches(), normalize, patches=True)
     latent = backbone(normalize(torch.cat([batch.images for batch in batches()])))
     torch.testing.assert_close(features.pooled["cls"], latent[:, 0])
@@ -30,8 +31,8 @@ def test_features_are_the_cls_token_and_the_mean_and_the_tokens_without_the_pref
     assert features.grid_size == (2, 3)
 
 
-def test_features_do_not_depend_on_training_mode_nor_on_what_else_is_in_the_batch(stand_in):
-    backbone = stand_in()
+def test_features_do_not_depend_on_training_mode_nor_on_what_else_is_in_the_batch():
+    backbone = StandIn()
     backbone.train()
     once = extract(backbone, batches(batch_size=4), normalize)
     again = extract(backbone.eval(), batches(batch_size=1), normalize)
@@ -39,8 +40,8 @@ def test_features_do_not_depend_on_training_mode_nor_on_what_else_is_in_the_batc
         torch.testing.assert_close(once.pooled[pooling], again.pooled[pooling])
 
 
-def test_extraction_leaves_each_module_in_the_mode_it_was_in_also_after_an_error(stand_in):
-    backbone = stand_in().train()
+def test_extraction_leaves_each_module_in_the_mode_it_was_in_also_after_an_error():
+    backbone = StandIn().train()
     backbone.norm.eval()
     modes = [module.training for module in backbone.modules()]
     for _ in extract_batches(backbone, batches(), normalize):
@@ -51,16 +52,16 @@ def test_extraction_leaves_each_module_in_the_mode_it_was_in_also_after_an_error
     assert backbone.norm.num_batches_tracked == 0
 
 
-def test_features_can_train_a_head(stand_in):
-    features = extract(stand_in(), batches(), normalize)
+def test_features_can_train_a_head():
+    features = extract(StandIn(), batches(), normalize)
     assert not features.pooled["avg"].requires_grad
     head = torch.nn.Linear(6, 3)
     torch.nn.functional.cross_entropy(head(features.pooled["avg"]), features.labels).backward()
     assert head.weight.grad.abs().sum() > 0
 
 
-def test_averages_are_taken_in_float32_and_stored_in_the_type_asked_for(stand_in):
-    backbone = stand_in()
+def test_averages_are_taken_in_float32_and_stored_in_the_type_asked_for():
+    backbone = StandIn()
     exact = extract(backbone, batches(), normalize)
     low = extract(backbone, batches(), normalize, autocast=torch.bfloat16, dtype=torch.float16, patches=True)
     assert low.pooled["avg"].dtype == low.patches.dtype == torch.float16
@@ -71,21 +72,21 @@ def test_averages_are_taken_in_float32_and_stored_in_the_type_asked_for(stand_in
     assert torch.equal(inside.pooled["avg"], exact.pooled["avg"])
 
 
-def test_a_backbone_without_cls_has_only_the_average(stand_in):
-    backbone = stand_in(has_cls=False, registers=1)
+def test_a_backbone_without_cls_has_only_the_average():
+    backbone = StandIn(has_cls=False, registers=1)
     assert set(extract(backbone, batches(), normalize).pooled) == {"avg"}
     with pytest.raises(UserError, match="no pooling 'cls': choose from avg"):
         extract(backbone, batches(), normalize, poolings=["cls"])
 
 
-def test_only_the_poolings_asked_for_are_kept(stand_in):
-    features = extract(stand_in(), batches(), normalize, poolings=["avg"])
+def test_only_the_poolings_asked_for_are_kept():
+    features = extract(StandIn(), batches(), normalize, poolings=["avg"])
     assert set(features.pooled) == {"avg"}
     assert features.patches is None
 
 
-def test_no_images_and_diverged_weights_are_refused(stand_in):
-    backbone = stand_in()
+def test_no_images_and_diverged_weights_are_refused():
+    backbone = StandIn()
     with pytest.raises(UserError, match="no images"):
         extract(backbone, [], normalize)
     backbone.projection.weight.data[0, 0] = float("nan")
@@ -99,8 +100,8 @@ def test_a_probe_refuses_unlabelled_images():
     assert Features({}, torch.tensor([4, 0])).num_classes == 5
 
 
-def test_a_subset_takes_every_part_in_the_order_asked_for(stand_in):
-    features = extract(stand_in(), batches(), normalize, patches=True)
+def test_a_subset_takes_every_part_in_the_order_asked_for():
+    features = extract(StandIn(), batches(), normalize, patches=True)
     ids = torch.tensor([7, 2])
     part = features.subset(ids)
     assert len(part) == 2

@@ -3,6 +3,7 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch.nn import functional as F
 
+from tests.probes.parts import clusters
 from vitmae.errors import UserError
 from vitmae.probes.fewshot import draw_shots, fewshot, fit_ridge
 from vitmae.randomness import generator
@@ -64,7 +65,7 @@ def test_a_class_with_too_few_images_is_named():
         draw_shots(torch.tensor([0, 0, 0, 1, 1]), 3, seed=0)
 
 
-def test_more_shots_classify_better_and_every_seed_is_reported(clusters):
+def test_more_shots_classify_better_and_every_seed_is_reported():
     train, test = clusters(400, spread=1.5), clusters(300, spread=1.5, split="test")
     results = fewshot(train, test, seeds=(0, 1, 2, 3))
     for pooling in ("cls", "avg"):
@@ -78,7 +79,7 @@ def test_more_shots_classify_better_and_every_seed_is_reported(clusters):
         assert one_shot.num_images == 300
 
 
-def test_only_the_shots_are_seen(clusters):
+def test_only_the_shots_are_seen():
     train, test = clusters(400), clusters(100, split="test")
     ids = draw_shots(train.labels, 5, seed=7)
     expected = fewshot(train, test, shots=[5], seeds=[7])["avg"][5]

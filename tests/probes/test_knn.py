@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.probes.parts import clusters
 from vitmae.errors import UserError
 from vitmae.probes import knn as knn_module
 from vitmae.probes.knn import knn, nearest, predict, tile_sizes
@@ -73,7 +74,7 @@ def test_neighbours_equal_scikit_learns_in_order():
     torch.testing.assert_close(similarities, torch.from_numpy(1 - distances))
 
 
-def test_accuracy_is_reported_for_every_k_and_pooling_with_its_interval(clusters):
+def test_accuracy_is_reported_for_every_k_and_pooling_with_its_interval():
     train, test = clusters(300), clusters(80, split="test")
     results = knn(train, test)
     assert {pooling: list(by_k) for pooling, by_k in results.items()} == {

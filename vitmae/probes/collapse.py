@@ -4,12 +4,33 @@ Shapes: M images, D width.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 _ROWS = 8192  # images at a time, so that float64 copies stay small
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What the monitors say of one set of features; see `rankme` and `feature_std`.
+
+    Attributes:
+        rankme: effective rank, up to the width.
+        feature_std: spread of the directions, up to about 1 / sqrt(width).
+        num_images: how many images were looked at.
+    """
+
+    rankme: float
+    feature_std: float
+    num_images: int
+
+
+def collapse(vectors: Tensor) -> Collapse:
+    """Both monitors: (M, D) -> their values."""
+    return Collapse(rankme(vectors), feature_std(vectors), len(vectors))
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """A small backbone behind the seam, and features with known structure."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -36,7 +35,7 @@ class StandIn(Backbone):
         return torch.cat([self.prefix.expand(len(tokens), -1, -1) + tokens.sum(1, keepdim=True), tokens], 1)
 
 
-def make_clusters(count, num_classes=4, dim=12, spread=0.3, seed=0, poolings=("cls", "avg"), split="train"):
+def clusters(count, num_classes=4, dim=12, spread=0.3, seed=0, poolings=("cls", "avg"), split="train"):
     """Labelled points around one random centre per class: the smaller the spread, the better separable."""
     centres = torch.randn(num_classes, dim, generator=generator(seed, "centres"))
     labels = torch.arange(count) % num_classes
@@ -47,22 +46,7 @@ def make_clusters(count, num_classes=4, dim=12, spread=0.3, seed=0, poolings=("c
     return Features(pooled, labels)
 
 
-def permute_labels(features):
+def permuted_labels(features):
     """The same features with their labels shuffled."""
     shuffled = features.labels[torch.randperm(len(features), generator=generator(99))]
     return Features(features.pooled, shuffled, features.patches, features.grid_size)
-
-
-@pytest.fixture
-def stand_in():
-    return StandIn
-
-
-@pytest.fixture
-def clusters():
-    return make_clusters
-
-
-@pytest.fixture
-def permuted_labels():
-    return permute_labels
