@@ -109,4 +109,4 @@ def use_fused_attention(module: nn.Module, fused: bool) -> None:
     """`Backbone.use_fused_attention` for any module that holds timm's attention layers."""
     for part in module.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = fused
+            part.fused_attn = fused  # type: ignore[assignment]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from vitmae.backbones.backbone import Backbone, init_xavier
 from vitmae.errors import UserError
-from vitmae.tokens.patches import Size, gather_tokens, pair, paint, patchify
+from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions
 
 
@@ -60,7 +60,7 @@ class TimmViT(Backbone):
     ) -> None:
         super().__init__()
         self.img_size, self.in_chans = pair(img_size), in_chans
-        shape = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        shape: dict[str, Any] = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         if patch_size is not None:
             shape["patch_size"] = pair(patch_size)
         dropout = {"pos_drop_rate": drop_rate, "proj_drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
@@ -157,7 +157,8 @@ def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) 
     """`timm.create_model`, with its failures turned into one line each."""
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 1)
-        raise UserError(f"backbone.name={name}: timm has no such model" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"backbone.name={name}: timm has no such model{hint}")
     if "patch_size" in settings:
         for side, patch in zip(img_size, settings["patch_size"], strict=True):
             if side % patch:
@@ -168,10 +169,11 @@ def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) 
                                 global_pool="", **settings)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"backbone.name={name} cannot be built at {_show(img_size)} px with {settings}: {reason}") from error
+        what = f"backbone.name={name} cannot be built at {_show(img_size)} px with {settings}"
+        raise UserError(f"{what}: {reason}") from error
     embed = getattr(vit, "patch_embed", None)
     if not isinstance(vit, VisionTransformer) or not (isinstance(embed, PatchEmbed) or hasattr(embed, "backbone")):
-        raise UserError(f"backbone.name={name} is a {type(vit).__name__}, not a VisionTransformer with a patch projection")
+        raise UserError(f"backbone.name={name} is a {type(vit).__name__}, not a VisionTransformer on patches")
     if vit.pos_embed is None:
         raise UserError(f"backbone.name={name} has no absolute position embedding, which masking needs")
     return vit

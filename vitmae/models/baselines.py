@@ -19,10 +19,11 @@ _PSEUDO_PATCHES = 10.0
 
 def mean_over_patches(targets: Iterable[Tensor]) -> Tensor:
     """The mean patch of many batches (B, N, P) -> (P,)."""
-    total, count = 0.0, 0
+    total, count = torch.zeros(()), 0
     for target in targets:
-        total, count = total + target.sum(dim=(0, 1)), count + target.shape[0] * target.shape[1]
-    return torch.as_tensor(total) / count
+        total = total.to(target) + target.sum(dim=(0, 1))
+        count += target.shape[0] * target.shape[1]
+    return total / count
 
 
 def regression_baselines(visible: Tensor, hidden: Tensor, mean_patch: Tensor, channels: int) -> dict[str, Tensor]:

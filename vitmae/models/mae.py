@@ -47,6 +47,8 @@ class MAE(Objective):
         UserError: on a ratio or a kind of mask that this grid cannot have, or decoder sizes that do not fit.
     """
 
+    mean_patch: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -155,8 +157,8 @@ class Decoder(nn.Module):
         depth = depth or (8 if as_paper else 4)
         num_heads = num_heads or (16 if as_paper else backbone.num_heads)
         if embed_dim % num_heads or (fixed_positions and embed_dim % 4):
-            raise UserError(f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads={num_heads} "
-                            "and, with fixed positions, by 4")
+            raise UserError(f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads="
+                            f"{num_heads} and, with fixed positions, by 4")
         self.num_prefix_tokens = backbone.num_prefix_tokens
         self.embed = nn.Linear(backbone.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))

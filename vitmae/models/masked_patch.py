@@ -52,6 +52,8 @@ class MaskedPatch(Objective):
         UserError: on a ratio that corrupts all or nothing, or a target these images cannot have.
     """
 
+    constant: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -148,8 +150,8 @@ class MaskedPatch(Objective):
         seen = gather_tokens(patches, corruption.source).masked_fill(corruption.masked[..., None], 0.5)
         pred = output.clamp(0, 1) if self.target_kind == "pixels" else self._colors(output)
         pasted = torch.where(corruption.mask[..., None], pred, patches)
-        as_image = [unpatchify(p, backbone.grid_size, backbone.patch_size) for p in (seen, pred, pasted)]
-        return Panel(original, *as_image, target=f"target: {self.target_kind} of each corrupted patch")
+        seen, pred, pasted = (unpatchify(p, backbone.grid_size, backbone.patch_size) for p in (seen, pred, pasted))
+        return Panel(original, seen, pred, pasted, f"target: {self.target_kind} of each corrupted patch")
 
     def _colors(self, output: Tensor) -> Tensor:
         """Logits (B, N, M * K) -> the colour of the likeliest bins, as patches (B, N, P)."""

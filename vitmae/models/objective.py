@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone, use_fused_attention
@@ -55,7 +56,8 @@ class Objective(LightningModule):
     def __init__(self, backbone: Backbone, optimizer: Recipe, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not len(mean) == len(std) == backbone.in_chans:
-            raise UserError(f"the statistics have {len(mean)} channels and the images {backbone.in_chans}: set data.stats=auto")
+            raise UserError(f"the statistics have {len(mean)} channels and the images {backbone.in_chans}: "
+                            "set data.stats=auto")
         self.backbone = backbone
         self.optimizer = optimizer
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
@@ -78,6 +80,12 @@ class Objective(LightningModule):
         """Pick the attention that is fast here (see `Backbone.use_fused_attention`)."""
         on_cpu_in_bf16 = self.trainer.strategy.root_device.type == "cpu" and "bf16" in str(self.trainer.precision)
         use_fused_attention(self, not on_cpu_in_bf16)
+
+    def compile_blocks(self) -> None:
+        """torch.compile each transformer block: they share one shape, so one compilation serves all of them."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; dropout, drop path and mixup draw from the batch's own key, so a resumed run draws the same."""
@@ -115,9 +123,10 @@ class Objective(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def run_length(self) -> tuple[int, float, int]:
-        """(optimiser steps of the run, optimiser steps of an epoch, images per optimiser step) of the attached trainer."""
+        """(optimiser steps of the run, those of an epoch, images per optimiser step) of the attached trainer."""
         trainer = self.trainer
         total_steps = int(trainer.estimated_stepping_batches)
         accumulate = trainer.accumulate_grad_batches
         steps_per_epoch = max(1.0, -(-trainer.num_training_batches // accumulate))
-        return total_steps, steps_per_epoch, trainer.datamodule.batch_size * trainer.world_size * accumulate
+        batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return total_steps, steps_per_epoch, batch_size * trainer.world_size * accumulate

@@ -32,8 +32,8 @@ class Supervised(Objective):
         mean: of the data, per channel.
         std: of the data, per channel.
         num_classes: K.
-        pool: ``cls`` reads the CLS token after the final norm; ``avg`` averages the patch tokens and norms the average, as
-            the published MAE fine-tuning does; ``map`` is attention pooling with one learned query.
+        pool: ``cls`` reads the CLS token after the final norm; ``avg`` averages the patch tokens and norms the
+            average, as the published MAE fine-tuning does; ``map`` is attention pooling with one learned query.
         label_smoothing: share of the target spread over all classes.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, at even odds.
@@ -76,7 +76,8 @@ class Supervised(Objective):
         self.head = nn.Linear(backbone.embed_dim, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in ((MixUp, mixup), (CutMix, cutmix)) if alpha]
+        mixes = ((MixUp, mixup), (CutMix, cutmix))
+        self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""

@@ -32,8 +32,8 @@ class Recipe:
         name: an optimiser of timm's: adamw, sgd, lars, lamb, muon, …
         base_lr: the learning rate per 256 images; the peak is base_lr * effective batch / 256.
         weight_decay: for matrices only; biases, norms, positions and tokens are not decayed.
-        betas: of Adam-like optimisers.
-        momentum: of SGD-like optimisers.
+        betas: of Adam-like optimisers; None as the optimiser has them, and for those that have none.
+        momentum: of SGD-like optimisers; None as the optimiser has it, and for those that have none.
         warmup_epochs: linear warm-up from 0, in epochs, stepped per iteration; None is 5 % of the run.
         min_lr: where the cosine ends.
         layer_decay: the learning rate of layer i is scaled by layer_decay^(depth + 1 - i), i = 0 for the embeddings.
@@ -42,8 +42,8 @@ class Recipe:
     name: str = "adamw"
     base_lr: float = 1.5e-4
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = 0.9
+    betas: tuple[float, float] | None = None
+    momentum: float | None = None
     warmup_epochs: float | None = None
     min_lr: float = 0.0
     layer_decay: float = 1.0
@@ -70,8 +70,8 @@ class Recipe:
         steps = round(self.warmup_epochs * steps_per_epoch)
         if steps >= total_steps:
             raise UserError(
-                f"model.optimizer.warmup_epochs={self.warmup_epochs:g} is {steps} steps, but the whole run has {total_steps}: "
-                "choose fewer, or null for 5 % of the run"
+                f"model.optimizer.warmup_epochs={self.warmup_epochs:g} is {steps} steps, but the whole run has "
+                f"{total_steps}: choose fewer, or null for 5 % of the run"
             )
         return steps
 
@@ -109,13 +109,14 @@ def param_groups(
         decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
         layer = layer_of(name) if recipe.layer_decay != 1 else num_layers
         scale = recipe.layer_decay ** (num_layers - layer)
+        where = f"layer {layer}, " if recipe.layer_decay != 1 else ""
         group = groups.setdefault(
             (layer, decayed),
             ParamGroup(
                 params=[],
                 lr=peak_lr * scale,
                 weight_decay=recipe.weight_decay if decayed else 0.0,
-                name=(f"layer {layer}, " if recipe.layer_decay != 1 else "") + ("decayed" if decayed else "not decayed"),
+                name=where + ("decayed" if decayed else "not decayed"),
                 lr_scale=scale,
             ),
         )
@@ -124,13 +125,23 @@ def param_groups(
 
 
 def build_optimizer(groups: list[ParamGroup], recipe: Recipe) -> Optimizer:
-    """timm's optimiser of that name; AdamW is torch's own, fused: one pass over the parameters."""
+    """The optimiser of timm's of that name; AdamW is torch's own, fused: one pass over the parameters.
+
+    Raises:
+        UserError: if the optimiser has no such setting as the recipe gives.
+    """
+    given = {"betas": recipe.betas, "momentum": recipe.momentum}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if recipe.name == "adamw":
-        return torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
-    settings: dict[str, Any] = {"momentum": recipe.momentum}
-    if "adam" in recipe.name or recipe.name in ("lamb", "lion", "adopt"):
-        settings["betas"] = recipe.betas
-    return create_optimizer_v2(groups, opt=recipe.name, lr=groups[-1]["lr"], weight_decay=0.0, **settings)
+        settings["fused"] = True
+        settings.pop("momentum", None)
+        optimizer: Optimizer = torch.optim.AdamW(groups, **settings)
+    else:
+        optimizer = create_optimizer_v2(groups, opt=recipe.name, lr=groups[-1]["lr"], weight_decay=0.0, **settings)
+    for name, value in given.items():
+        if value is not None and name not in optimizer.param_groups[0]:
+            raise UserError(f"model.optimizer.{name} reaches nothing: {recipe.name} has no {name}, set it to null")
+    return optimizer
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) -> float:
@@ -141,7 +152,9 @@ def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_schedule(optimizer: Optimizer, recipe: Recipe, peak_lr: float, warmup_steps: int, total_steps: int) -> LambdaLR:
+def build_schedule(
+    optimizer: Optimizer, recipe: Recipe, peak_lr: float, warmup_steps: int, total_steps: int
+) -> LambdaLR:
     """A schedule per step; each group keeps its own scale, because the factor multiplies the group's own rate."""
     floor = recipe.min_lr / peak_lr if peak_lr else 0.0
     return LambdaLR(optimizer, lambda step: cosine_factor(step, warmup_steps, total_steps, floor))

@@ -1,0 +1,161 @@
+"""What took effect: one table at the start of a run, read back from the built objects and not from the config.
+
+A setting that was written down and reached nothing is an error: two comparable projects train for days with a layer
+decay that no optimiser ever saw.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+from timm.layers.drop import DropPath
+from torch import nn
+
+from vitmae.errors import UserError
+from vitmae.tokens.masking import num_visible
+
+if TYPE_CHECKING:  # models stand above training; only the type is needed here
+    from vitmae.models.objective import Objective
+
+
+class Effects(Callback):
+    """Prints the table, keeps it in the run directory, and checks each knob against what was built.
+
+    Args:
+        config: the resolved config as plain types.
+        path: where the table is kept.
+    """
+
+    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
+        self.config, self.path = config, path
+
+    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+        """Check, then print on the first rank."""
+        check_knobs(self.config, observed_knobs(trainer, pl_module))
+        if trainer.is_global_zero:
+            tables = [_run_table(trainer, pl_module), _group_table(trainer, pl_module)]
+            for console in (Console(), Console(file=self.path.open("w"), width=120)):
+                for table in tables:
+                    console.print(table)
+
+
+def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
+    """Each knob's value as it stands in the built optimiser, modules and trainer, by its name in the config."""
+    _, _, effective_batch = objective.run_length()
+    groups = trainer.optimizers[0].param_groups
+    peak = max(group["initial_lr"] for group in groups)
+    scales = sorted({round(group["initial_lr"] / peak, 12) for group in groups}, reverse=True)
+    observed = {
+        "backbone.drop_path_rate": max(drop_path_rates(objective.backbone), default=0.0),
+        "backbone.drop_rate": max((part.p for part in _dropouts(objective.backbone)), default=0.0),
+        "model.optimizer.base_lr": peak * 256 / effective_batch,
+        "model.optimizer.weight_decay": max(group["weight_decay"] for group in groups),
+        "model.optimizer.layer_decay": scales[1] if len(scales) > 1 else 1.0,
+        "model.optimizer.betas": list(groups[0]["betas"]) if "betas" in groups[0] else None,
+        "model.optimizer.momentum": groups[0].get("momentum"),
+        "trainer.gradient_clip_val": trainer.gradient_clip_val,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "compile": any(getattr(module, "_compiled_call_impl", None) is not None for module in objective.modules()),
+    }
+    return observed
+
+
+def check_knobs(config: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
+    """Compare what was configured with what was built.
+
+    Raises:
+        UserError: naming the first knob that reached nothing, or something else.
+    """
+    for name, value in observed.items():
+        configured = _look_up(config, name)
+        if configured is None or _same(configured, value):
+            continue
+        reached = "reached nothing" if value is None else f"became {value}"
+        remedy = "null" if value is None else value
+        raise UserError(f"{name}={configured} {reached}: set it to {remedy}, or make it count")
+
+
+def drop_path_rates(backbone: nn.Module) -> list[float]:
+    """The rate of stochastic depth in each block, in order."""
+    blocks = [module for module in backbone.modules() if hasattr(module, "drop_path1")]
+    return [block.drop_path1.drop_prob if isinstance(block.drop_path1, DropPath) else 0.0 for block in blocks]
+
+
+def _dropouts(module: nn.Module) -> Iterator[nn.Dropout]:
+    return (part for part in module.modules() if isinstance(part, nn.Dropout))
+
+
+def _look_up(config: Mapping[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, bool) or isinstance(b, bool) or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _run_table(trainer: Trainer, objective: "Objective") -> Table:
+    table = Table(title="What took effect", show_header=False, title_justify="left")
+    for name, value in _run_rows(trainer, objective):
+        table.add_row(name, value)
+    return table
+
+
+def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, str]]:
+    backbone, recipe = objective.backbone, objective.optimizer
+    total_steps, steps_per_epoch, effective_batch = objective.run_length()
+    warmup = recipe.warmup_steps(total_steps, steps_per_epoch)
+    accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+    count = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in objective.parameters() if not p.requires_grad)
+    (grid_h, grid_w), (patch_h, patch_w) = backbone.grid_size, backbone.patch_size
+    yield "objective", type(objective).__name__
+    yield "parameters", f"{count / 1e6:.2f} M trained, {frozen / 1e6:.2f} M frozen"
+    yield "images", (f"{backbone.in_chans} x {backbone.img_size[0]} x {backbone.img_size[1]}: {grid_h} x {grid_w} patches "
+                     f"of {patch_h} x {patch_w}")
+    if hasattr(objective, "mask_ratio"):
+        ratio = float(objective.mask_ratio)  # type: ignore[arg-type]
+        hidden = backbone.num_patches - num_visible(backbone.num_patches, ratio)
+        yield "hidden or corrupted", f"{hidden} of {backbone.num_patches} patches ({ratio:g})"
+    yield "effective batch", (f"{effective_batch} = {effective_batch // (world * accumulate)} per device x {world} "
+                              f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated")
+    yield "peak lr", f"{recipe.peak_lr(effective_batch):.4g} = {recipe.base_lr:g} x {effective_batch} / 256"
+    epochs = total_steps / steps_per_epoch
+    yield "steps", f"{total_steps} optimiser steps, {steps_per_epoch:g} per epoch, {epochs:.4g} epochs"
+    yield "warm-up", f"{warmup} steps from 0, then a cosine to {recipe.min_lr:g}"
+    clip = trainer.gradient_clip_val
+    yield "optimiser", f"{type(trainer.optimizers[0]).__name__}, gradient clip {clip if clip else 'off'}"
+    rates = drop_path_rates(backbone)
+    yield "drop path per block", " ".join(f"{rate:.3g}" for rate in rates) if any(rates) else "0 in every block"
+    yield "precision", str(trainer.precision)
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    yield "devices", f"{world} x {name}" + (f", {torch.get_num_threads()} threads" if name == "CPU" else "")
+
+
+def _group_table(trainer: Trainer, objective: "Objective") -> Table:
+    table = Table(title="Parameter groups", title_justify="left")
+    for column in ("group", "lr at peak", "weight decay", "tensors", "parameters"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    seen: Counter[int] = Counter()
+    for group in trainer.optimizers[0].param_groups:
+        params = group["params"]
+        seen.update(map(id, params))
+        table.add_row(group["name"], f"{group['initial_lr']:.4g}", f"{group['weight_decay']:g}", str(len(params)),
+                      f"{sum(p.numel() for p in params):,}")
+    missed = [name for name, p in objective.named_parameters() if p.requires_grad and seen[id(p)] != 1]
+    if missed:
+        raise RuntimeError(f"the optimiser does not train {missed[0]} exactly once")
+    return table

@@ -1,0 +1,134 @@
+"""What is looked at while a run trains: a kNN probe on frozen features, reconstruction panels, trivial baselines."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from lightning import Callback, Trainer
+from matplotlib.figure import Figure
+
+from vitmae.batch import Batch
+from vitmae.figures.reconstruction import reconstruction_figure
+from vitmae.probes.collapse import feature_std, rankme
+from vitmae.probes.features import extract
+from vitmae.probes.knn import knn
+
+if TYPE_CHECKING:  # models stand above training; only the type is needed here
+    from vitmae.models.objective import Objective
+
+FigureLog = Callable[[str, Figure, int], None]
+
+
+class LearnBaselines(Callback):
+    """Before the first validation, measures what the trivial predictions of a masked objective need.
+
+    Args:
+        images: how many training images are looked at.
+    """
+
+    def __init__(self, images: int = 2048) -> None:
+        self.images = images
+
+    def on_fit_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+        """Hand unaugmented training images to the objective."""
+        learn_baselines = getattr(pl_module, "learn_baselines", None)
+        if learn_baselines is not None:
+            train, _ = trainer.datamodule.probe_dataloaders(self.images)  # type: ignore[attr-defined]
+            learn_baselines(_on_device(train, pl_module))
+
+
+class OnlineProbe(Callback):
+    """Every few epochs, classifies held-out images by their neighbours among training images.
+
+    Features are those of the frozen backbone with nothing hidden. A low figure early on is no bug: MAE features are
+    not made for kNN (ImageNet, ViT-B, 100 epochs: 11 %), so compare it with the one of the untrained backbone, which
+    is logged at step 0, and not with other methods.
+
+    Args:
+        every_n_epochs: how often; the last epoch always counts.
+        images: how many labelled training images serve as the bank.
+        k: neighbours.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, images: int = 10_000, k: int = 20) -> None:
+        self.every_n_epochs, self.images, self.k = every_n_epochs, images, k
+
+    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+        """Measure the untrained backbone, once."""
+        if trainer.global_step == 0:
+            self._probe(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
+        """Measure when it is time."""
+        if is_due(trainer, self.every_n_epochs):
+            self._probe(trainer, pl_module)
+
+    def _probe(self, trainer: Trainer, pl_module: "Objective") -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.num_classes is not None and trainer.is_global_zero:
+            autocast = torch.bfloat16 if "bf16" in str(trainer.precision) else None
+            train, held_out = (
+                extract(pl_module.backbone, loader, pl_module.normalize, autocast=autocast)
+                for loader in data.probe_dataloaders(self.images)
+            )
+            k = min(self.k, len(train))
+            results = knn(train, held_out, ks=[k], device=pl_module.device)
+            values = {f"probe/knn_{pooling}": by_k[k].accuracy for pooling, by_k in results.items()}
+            values["probe/knn"] = max(values.values())
+            for pooling, vectors in held_out.pooled.items():
+                values[f"probe/rankme_{pooling}"] = rankme(vectors)
+                values[f"probe/feature_std_{pooling}"] = feature_std(vectors)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        trainer.strategy.barrier("probe")
+
+
+class Panels(Callback):
+    """Every few epochs, draws reconstructions of the same held-out images to disk and to the loggers.
+
+    Args:
+        folder: where the pictures go.
+        log: hands a figure to the loggers, under a name and a step.
+        every_n_epochs: how often; the last epoch always counts.
+        images: how many.
+    """
+
+    def __init__(self, folder: Path, log: FigureLog, every_n_epochs: int = 10, images: int = 8) -> None:
+        self.folder, self.log, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
+        """Draw when it is time."""
+        if hasattr(pl_module, "panel") and trainer.is_global_zero and is_due(trainer, self.every_n_epochs):
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: "Objective") -> Path:
+        """Draw the panel of the first held-out images and return its path."""
+        _, held_out = trainer.datamodule.probe_dataloaders(self.images)  # type: ignore[attr-defined]
+        batch = next(_on_device(held_out, pl_module))
+        batch = Batch(batch.images[: self.images], batch.labels[: self.images], batch.keys[: self.images], batch.key)
+        training = pl_module.training
+        pl_module.eval()
+        with trainer.precision_plugin.forward_context():
+            panel = pl_module.panel(batch)  # type: ignore[operator]
+        pl_module.train(training)
+        figure = reconstruction_figure(*panel)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"reconstruction-step{trainer.global_step:07d}.png"
+        figure.savefig(path, dpi=150)
+        figure.savefig(self.folder / "reconstruction.png", dpi=150)
+        self.log("reconstruction", figure, trainer.global_step)
+        return path
+
+
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Whether this epoch's end is a multiple of ``every_n_epochs``, or the end of the run."""
+    is_last = trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
+    return is_last or (trainer.current_epoch + 1) % every_n_epochs == 0
+
+
+def _on_device(batches: Iterable[Batch], pl_module: "Objective") -> Iterator[Batch]:
+    for batch in batches:
+        device = pl_module.device
+        yield Batch(batch.images.to(device), batch.labels.to(device), batch.keys.to(device), batch.key)
