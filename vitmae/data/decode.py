@@ -1,6 +1,6 @@
 """Bytes of an image file -> pixels, upright and with the channels that are asked for.
 
-JPEG is decoded by simplejpeg or torchcodec where one is installed, everything else by Pillow; .npy arrays and
+JPEG is decoded by simplejpeg or torchcodec where one is installed, everything else by Pillow. .npy arrays and
 TIFF files with a page per channel hold any number of channels. Nothing is ever unpickled.
 
 Shapes: H W height and width as the image is to be seen, C channels.
@@ -34,8 +34,8 @@ class UnreadableImage(Exception):
 def decode(data: bytes, in_chans: int, name: str) -> Pixels:
     """Decode an image file: its bytes -> (H, W, C) uint8, upright as its EXIF orientation says.
 
-    Colours become grey for one channel, grey becomes colours for three, transparent parts become white; 16 bits
-    and floats in [0, 1] become 8 bits.
+    Colours become grey for one channel, grey becomes colours for three, transparent parts become white;
+    16 bits and floats in [0, 1] become 8 bits.
 
     Args:
         data: the whole file.

@@ -1,0 +1,45 @@
+"""What is measured once about a set of images and remembered: small JSON files under a content key."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """Where things are remembered: $VITMAE_CACHE, or ~/.cache/vitmae."""
+    return Path(os.environ.get("VITMAE_CACHE") or Path.home() / ".cache" / "vitmae")
+
+
+def digest(*parts: object) -> str:
+    """One key of many parts."""
+    text = "\0".join(map(str, parts))
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returned when it was last called for this key, else what it returns now.
+
+    Args:
+        kind: a folder of the cache.
+        key: a `digest` of all that the answer depends on.
+        compute: returns plain JSON types.
+    """
+    path = cache_dir() / kind / f"{key}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        answer = compute()
+    # Written beside its place and moved there, so that another process never reads half a file.
+    beside = path.with_suffix(f".tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(answer))
+        beside.replace(path)
+    except OSError:   # a home that cannot be written to costs time, not the run
+        with suppress(OSError):
+            beside.unlink()
+    return answer

@@ -1,0 +1,184 @@
+"""What a source returns: its splits, each read in one of two ways.
+
+`FixedSizeImages` have one size and are read many at once: from a tensor, or by drawing them. `EncodedImages`
+are files, or bytes in a table, that are decoded and cropped one by one.
+
+Shapes: N images of a split, B of them, C channels, H W height and width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+from vitmae.errors import UserError
+
+Paths = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
+"""Where a set lies: one place, several, or one for each of train, val and test."""
+
+
+class Images(ABC):
+    """One split of a set.
+
+    Attributes:
+        labels: (N,) int64; -1 where an image has none.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class FixedSizeImages(Images):
+    """Images of one size.
+
+    Attributes:
+        size: (H, W).
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (B,) int64: (B, C, H, W) uint8, the caller's to change."""
+
+    @abstractmethod
+    def read_masks(self, indices: Tensor) -> Tensor:
+        """The class of each of their pixels: (B, H, W) uint8.
+
+        Raises:
+            UserError: the set has none.
+        """
+
+    def to(self, device: torch.device) -> "FixedSizeImages":
+        """The same images, read on a device if that is where they can lie."""
+        return self
+
+
+class MemoryImages(FixedSizeImages):
+    """Images in one tensor.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+        self.size = (images.shape[2], images.shape[3])
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``: one gather."""
+        return self.images.index_select(0, indices.to(self.images.device))
+
+    def read_masks(self, indices: Tensor) -> Tensor:
+        """None: no set in memory has masks."""
+        raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.masks")
+
+    def to(self, device: torch.device) -> "MemoryImages":
+        """The whole set on a device, where crops and flips then are cheap."""
+        return MemoryImages(self.images.to(device), self.labels)
+
+
+class RenderedImages(FixedSizeImages):
+    """Images drawn when they are asked for.
+
+    Args:
+        render: indices (B,) int64 -> images (B, C, H, W) uint8 and the class of each pixel (B, H, W) uint8.
+        labels: (N,) int64.
+        size: (H, W).
+    """
+
+    def __init__(
+        self, render: Callable[[Tensor], tuple[Tensor, Tensor]], labels: Tensor, size: tuple[int, int]
+    ) -> None:
+        self.render, self.labels, self.size = render, labels, size
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Draw the images at ``indices``."""
+        return self.render(indices)[0]
+
+    def read_masks(self, indices: Tensor) -> Tensor:
+        """Draw the images at ``indices`` and keep where the shapes are."""
+        return self.render(indices)[1]
+
+
+class EncodedImages(Images):
+    """Encoded images, of any sizes.
+
+    Args:
+        labels: (N,) int64.
+
+    Attributes:
+        failed: (N,) bool, which of them turned out to be unreadable; in memory that workers share.
+        has_masks: whether `open_mask` finds something.
+    """
+
+    has_masks = False
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.failed = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
+
+    @abstractmethod
+    def open(self, index: int) -> BinaryIO:
+        """The file of an image."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a user calls it."""
+
+    @abstractmethod
+    def open_mask(self, index: int) -> BinaryIO:
+        """The file of an image's per-pixel classes, itself an image.
+
+        Raises:
+            UserError: it has none.
+        """
+
+    @abstractmethod
+    def fingerprint(self, sample: Sequence[int]) -> str:
+        """A key that changes with the list of images, and with the files of a sample of them."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A set of images.
+
+    Attributes:
+        train: what is trained on.
+        val: what is validated on; None: a part of the training images is set aside.
+        test: what is looked at once, at the end.
+        class_names: one per class, in the order of the labels; None without labels.
+        mean: per channel, of pixels in [0, 1]; None: not known beforehand.
+        std: per channel, likewise.
+        num_mask_classes: of the per-pixel classes, the background among them; None without masks.
+    """
+
+    train: Images
+    val: Images | None = None
+    test: Images | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    num_mask_classes: int | None = None
+
+
+class Source(Protocol):
+    """A set of images that can be loaded."""
+
+    def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
+        """Find the set, and load it if it is small.
+
+        Args:
+            path: where it lies, for sets that lie somewhere.
+            img_size: (h, w) that images will be seen in; sets that are drawn are drawn so.
+            in_chans: channels that images must have.
+
+        Raises:
+            UserError: it is not there, or not such a set.
+        """
