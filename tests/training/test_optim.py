@@ -71,7 +71,7 @@ def test_a_decayed_learning_rate_reaches_the_update():
 
 def test_the_schedule_rises_from_0_to_the_peak_and_falls_to_the_floor_in_every_group():
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [p], "lr": lr, "weight_decay": 0.0, "name": "", "lr_scale": 1.0}
+    groups = [{"params": [p], "lr": lr, "weight_decay": 0.0, "name": ""}
               for p, lr in zip(parameters, (1.0, 0.25), strict=True)]
     recipe = Recipe(min_lr=0.1)
     optimizer = build_optimizer(groups, recipe)

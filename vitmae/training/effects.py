@@ -123,8 +123,8 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
     (grid_h, grid_w), (patch_h, patch_w) = backbone.grid_size, backbone.patch_size
     yield "objective", type(objective).__name__
     yield "parameters", f"{count / 1e6:.2f} M trained, {frozen / 1e6:.2f} M frozen"
-    yield "images", (f"{backbone.in_chans} x {backbone.img_size[0]} x {backbone.img_size[1]}: {grid_h} x {grid_w} patches "
-                     f"of {patch_h} x {patch_w}")
+    yield "images", (f"{backbone.in_chans} x {backbone.img_size[0]} x {backbone.img_size[1]}: {grid_h} x {grid_w} "
+                     f"patches of {patch_h} x {patch_w}")
     if hasattr(objective, "mask_ratio"):
         ratio = float(objective.mask_ratio)  # type: ignore[arg-type]
         hidden = backbone.num_patches - num_visible(backbone.num_patches, ratio)

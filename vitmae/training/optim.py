@@ -7,7 +7,7 @@ Recipes and their sources: https://arxiv.org/abs/2111.06377 (tables 8 to 11), ht
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -76,24 +76,17 @@ class Recipe:
         return steps
 
 
-class ParamGroup(TypedDict):
-    """One parameter group as torch's optimisers take it, with what the table at the start of a run shows."""
-
-    params: list[nn.Parameter]
-    lr: float
-    weight_decay: float
-    name: str
-    lr_scale: float
-
-
 def param_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     recipe: Recipe,
     peak_lr: float,
     layer_of: Callable[[str], int],
     num_layers: int,
-) -> list[ParamGroup]:
+) -> list[dict[str, Any]]:
     """Sort trainable parameters by layer and by decay; each group carries the learning rate it gets.
+
+    A group is what torch's optimisers take (params, lr, weight_decay), with its name for the table that is printed
+    at the start of a run.
 
     Args:
         named_parameters: of the whole objective.
@@ -102,7 +95,7 @@ def param_groups(
         layer_of: 0 for embeddings … num_layers for the head.
         num_layers: depth + 1 (https://arxiv.org/abs/2111.06377 and its published code).
     """
-    groups: dict[tuple[int, bool], ParamGroup] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
@@ -112,19 +105,18 @@ def param_groups(
         where = f"layer {layer}, " if recipe.layer_decay != 1 else ""
         group = groups.setdefault(
             (layer, decayed),
-            ParamGroup(
-                params=[],
-                lr=peak_lr * scale,
-                weight_decay=recipe.weight_decay if decayed else 0.0,
-                name=where + ("decayed" if decayed else "not decayed"),
-                lr_scale=scale,
-            ),
+            {
+                "params": [],
+                "lr": peak_lr * scale,
+                "weight_decay": recipe.weight_decay if decayed else 0.0,
+                "name": where + ("decayed" if decayed else "not decayed"),
+            },
         )
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
-def build_optimizer(groups: list[ParamGroup], recipe: Recipe) -> Optimizer:
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
     """The optimiser of timm's of that name; AdamW is torch's own, fused: one pass over the parameters.
 
     Raises:
