@@ -51,12 +51,7 @@ class Features:
         Raises:
             UserError: if the set is empty or an image has no label.
         """
-        unlabelled = int((self.labels < 0).sum())
-        if unlabelled or not len(self):
-            raise UserError(
-                f"a probe needs labelled images, but {unlabelled} of {len(self)} have no label: "
-                "choose a labelled data set, or class subfolders"
-            )
+        require_labels(self)
         return int(self.labels.max()) + 1
 
     def subset(self, ids: Tensor) -> "Features":
@@ -67,6 +62,21 @@ class Features:
             None if self.patches is None else self.patches[ids],
             self.grid_size,
         )
+
+
+def require_labels(*sets: Features) -> None:
+    """Refuse, before anything is trained, sets that are empty or not labelled throughout.
+
+    Raises:
+        UserError: if a set is empty or an image has no label.
+    """
+    for features in sets:
+        unlabelled = int((features.labels < 0).sum())
+        if unlabelled or not len(features):
+            raise UserError(
+                f"a probe needs labelled images, but {unlabelled} of {len(features)} have no label: "
+                "choose a labelled data set, or class subfolders"
+            )
 
 
 def extract(

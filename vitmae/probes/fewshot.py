@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
-from vitmae.probes.features import Features
+from vitmae.probes.features import Features, require_labels
 from vitmae.randomness import permutation
 
 SHOTS = (1, 5, 10, 25)
@@ -113,8 +113,8 @@ def fewshot(
     Raises:
         UserError: if labels are missing or a class has too few images.
     """
+    require_labels(train, test)
     num_classes = train.num_classes
-    _ = test.num_classes  # refuses unlabelled test images
     drawn = {(count, seed): draw_shots(train.labels, count, seed) for count in shots for seed in seeds}
     results: dict[str, dict[int, ProbeResult]] = {}
     for pooling, vectors in train.pooled.items():
