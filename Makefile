@@ -1,0 +1,48 @@
+# vitmae: `make train` and `make test` are all a newcomer needs. Extra words for the run: make train ARGS="trainer.max_epochs=5".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help install dev train test test-slow lint types contracts check clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(VENV)/.installed   ## a virtual environment in .venv with vitmae in it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[fast]' -c constraints.txt
+	@touch $@
+
+dev: $(VENV)/.dev   ## the same with what tests, linters and types need
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e '.[dev,fast]' -c constraints.txt
+	@touch $@
+
+train: install   ## the main job: MAE on the embedded digits, under 2 minutes on a CPU
+	$(BIN)/python -m vitmae.train $(ARGS)
+
+test: dev        ## the test suite, under 5 minutes on 2 cores, no network
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+
+test-slow: dev   ## what takes longer: whole runs killed and resumed, several processes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: dev        ## ruff
+	$(BIN)/ruff check vitmae tests benchmarks
+
+types: dev       ## mypy
+	$(BIN)/mypy
+
+contracts: dev   ## import contracts: imports point down
+	$(BIN)/lint-imports
+
+check: lint types contracts test   ## everything a change must pass
+
+clean:           ## remove what the above made, and no run
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
