@@ -50,3 +50,14 @@ def permuted_labels(features):
     """The same features with their labels shuffled."""
     shuffled = features.labels[torch.randperm(len(features), generator=generator(99))]
     return Features(features.pooled, shuffled, features.patches, features.grid_size)
+
+
+def marked_tokens(count, num_classes=3, grid_size=(3, 4), dim=8, seed=0, split="train"):
+    """Noise tokens, one of which, at a random place, carries the class of the image: no mean shows it well."""
+    tokens = grid_size[0] * grid_size[1]
+    marks = 4 * torch.randn(num_classes, dim, generator=generator(seed, "marks"))
+    labels = torch.arange(count) % num_classes
+    patches = torch.randn(count, tokens, dim, generator=generator(seed, split, "tokens"))
+    places = torch.randint(tokens, (count,), generator=generator(seed, split, "places"))
+    patches[torch.arange(count), places] += marks[labels]
+    return Features({"avg": patches.mean(1)}, labels, patches, grid_size)

@@ -143,7 +143,7 @@ def test_half_precision_features_serve_as_well():
 def test_bad_settings_are_refused():
     part = clusters(20)
     unlabelled = Features(part.pooled, torch.full((20,), -1))
-    with pytest.raises(UserError, match="at least one learning rate"):
+    with pytest.raises(UserError, match="a probe needs a learning rate"):
         linear(part, part, part, base_lrs=[])
     with pytest.raises(UserError, match="fewer warm-up epochs"):
         linear(part, part, part, epochs=5)

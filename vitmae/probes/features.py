@@ -79,6 +79,17 @@ def require_labels(*sets: Features) -> None:
             )
 
 
+def require_patches(features: Features) -> Tensor:
+    """The patch tokens: (M, N, D).
+
+    Raises:
+        UserError: if they were not kept.
+    """
+    if features.patches is None:
+        raise UserError("this probe reads patch tokens, which the features lack: extract them with patches")
+    return features.patches
+
+
 def extract(
     backbone: Backbone,
     batches: Iterable[Batch],

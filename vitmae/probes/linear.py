@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels
-from vitmae.probes.sweep import check_schedule, epoch_batches, warmup_cosine
+from vitmae.probes.sweep import check_sweep, epoch_batches, warmup_cosine
 from vitmae.randomness import generator
 
 # Per 256 images. The paper's is 0.1, for the million images of ImageNet. LARS moves a weight by a share of its norm
@@ -57,8 +57,6 @@ class LinearHeads(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not base_lrs:
-            raise UserError("a linear probe needs at least one learning rate")
         self.poolings, self.base_lrs = tuple(poolings), tuple(base_lrs)
         stack = len(self.poolings), len(self.base_lrs)
         # the features are frozen, so their plain average over all batches is what a running mean is after:
@@ -144,9 +142,9 @@ def linear(
         device: where to train; features stay where they are and come batch by batch.
 
     Raises:
-        UserError: if labels are missing, or the warm-up is no shorter than the run.
+        UserError: if labels or learning rates are missing, or the warm-up is no shorter than the run.
     """
-    check_schedule(epochs, warmup_epochs)
+    check_sweep(base_lrs, epochs, warmup_epochs)
     require_labels(train, val, test)
     if len(train) < 2:
         raise UserError("a linear probe needs two training images or more: check the training split")

@@ -2,23 +2,33 @@
 
 A sweep over learning rates trains all of its heads side by side, on the same batches: one pass over the features
 serves them all, and they differ in the learning rate alone.
+
+Shapes: M images, N patches, D width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from vitmae.errors import UserError
 from vitmae.randomness import permutation
 
+WEIGHT_DECAY = 0.01  # of AdamW
 
-def check_schedule(epochs: int, warmup_epochs: int) -> None:
-    """Refuse a warm-up that leaves nothing of the run.
+ROWS = 64  # images at a time where a whole set is looked at, so that working copies stay small
+
+
+def check_sweep(base_lrs: Sequence[float], epochs: int, warmup_epochs: int) -> None:
+    """Refuse, before anything is trained, a sweep without candidates or a warm-up that leaves nothing of the run.
 
     Raises:
-        UserError: unless 0 <= ``warmup_epochs`` < ``epochs``.
+        UserError: unless there is a learning rate and 0 <= ``warmup_epochs`` < ``epochs``.
     """
+    if not base_lrs:
+        raise UserError("a probe needs a learning rate: give base_lrs at least one")
     if not 0 <= warmup_epochs < epochs:
         raise UserError(
             f"a probe of {epochs} epochs cannot warm up for {warmup_epochs}: choose fewer warm-up epochs"
@@ -49,3 +59,87 @@ def epoch_batches(num_images: int, batch_size: int, epochs: int, *key: int | str
     for epoch in range(epochs):
         order = permutation(num_images, *key, "epoch", epoch)
         yield from order.split(batch_size)[: num_images // batch_size]
+
+
+def fit_on_tokens(
+    heads: Sequence[nn.Module],
+    patches: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    base_lrs: Sequence[float],
+    epochs: int,
+    warmup_epochs: int,
+    batch_size: int,
+    key: Sequence[int | str],
+) -> None:
+    """Train one head per learning rate on cached patch tokens, with AdamW (which scales each weight by itself).
+
+    Args:
+        heads: trained in place, on their device; in eval mode afterwards.
+        patches: (M, N, D), of any floating type, and memory-mapped or not.
+        targets: (M, ...).
+        loss: outputs of a head and targets of a batch -> a scalar.
+        base_lrs: one per head, per 256 images: the peak is base_lr * batch_size / 256.
+        epochs: passes over the images.
+        warmup_epochs: how many of them warm up.
+        batch_size: clamped to M.
+        key: what identifies the order of the images, such as a seed.
+    """
+    batch_size = min(batch_size, len(patches))
+    steps_per_epoch = len(patches) // batch_size
+    groups = [
+        {"params": list(head.parameters()), "lr": base_lr * batch_size / 256}
+        for head, base_lr in zip(heads, base_lrs, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = LambdaLR(
+        optimizer,
+        lambda step: warmup_cosine(step, epochs * steps_per_epoch, warmup_epochs * steps_per_epoch),
+    )
+    device = next(heads[0].parameters()).device
+    for ids in epoch_batches(len(patches), batch_size, epochs, *key):
+        tokens = patches[ids].to(device, torch.float32)                      # (B, N, D)
+        expected = targets[ids].to(device)                                   # (B, ...)
+        optimizer.zero_grad()
+        for head in heads:  # one by one, so that the outputs of one head only are in memory
+            loss(head(tokens), expected).backward()
+        optimizer.step()
+        schedule.step()
+    for head in heads:
+        head.eval()
+
+
+@torch.no_grad()
+def predict_on_tokens(head: nn.Module, patches: Tensor) -> Iterator[Tensor]:
+    """The outputs of a head for cached patch tokens, `ROWS` images at a time: (M, N, D) -> (rows, ...)."""
+    device = next(head.parameters()).device
+    for rows in patches.split(ROWS):
+        yield head(rows.to(device, torch.float32))
+
+
+class Standardize(nn.Module):
+    """Subtract the mean and divide by the standard deviation of the patch tokens of a set, per feature.
+
+    On frozen features this is what the batch norm without scale and shift of a linear probe converges to.
+
+    Args:
+        patches: of the training set: (M, N, D).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, patches: Tensor) -> None:
+        super().__init__()
+        total = patches.new_zeros(2, patches.shape[2], dtype=torch.float64)  # sum and sum of squares, (2, D)
+        for rows in patches.split(ROWS):
+            tokens = rows.double().flatten(0, 1)
+            total += torch.stack([tokens.sum(0), tokens.square().sum(0)])
+        mean, square = total / (patches.shape[0] * patches.shape[1])
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", (square - mean.square()).clamp_min(0).sqrt().float() + 1e-5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Standardise: (B, N, D) -> (B, N, D)."""
+        return (tokens - self.mean) / self.std

@@ -1,0 +1,137 @@
+"""Attentive probe: one query looks at all patch tokens, and a linear layer classifies what it sees.
+
+    patch tokens -> standardised -> one cross-attention query -> linear layer -> softmax
+
+It asks what the tokens hold together, where a pooled probe asks what their mean holds; features of masked
+prediction are often far better by this measure (introduced by Context Autoencoder,
+https://arxiv.org/abs/2202.03026, as "attentive probing").
+
+Shapes: M images, B batch, N patches, D width, h attention heads of width e = D / h, K classes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitmae.errors import UserError
+from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
+from vitmae.probes.features import Features, require_labels, require_patches
+from vitmae.probes.sweep import Standardize, check_sweep, fit_on_tokens, predict_on_tokens
+from vitmae.randomness import generator
+
+BASE_LRS = (3e-4, 1e-3, 3e-3, 1e-2)  # per 256 images
+EPOCHS = 50
+WARMUP_EPOCHS = 5
+BATCH_SIZE = 256
+
+
+class AttentiveHead(nn.Module):
+    """Cross attention with a single learned query, and a linear layer.
+
+    With one query, neither keys nor values of the N tokens have to be computed. The query meets the tokens
+    through the key weights, q' (W x) = (W' q)' x, and the values' projection is linear, so it is applied to the
+    weighted mean of the tokens: 2 N D h products an image instead of 2 N D D. Biases of keys and values would
+    change nothing that the linear layer's bias does not.
+
+    Args:
+        standardize: applied to the tokens first.
+        num_classes: K.
+        num_heads: h, a divisor of D.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, standardize: Standardize, num_classes: int, num_heads: int, seed: int = 0) -> None:
+        super().__init__()
+        num_features = len(standardize.mean)
+        if num_features % num_heads:
+            raise UserError(f"a width of {num_features} has no {num_heads} attention heads: choose a divisor")
+        self.standardize = standardize
+        random = generator(seed, "attentive")
+        width = num_features // num_heads
+        bound = math.sqrt(3 / num_features)  # xavier-uniform of a (D, D) projection
+        self.query = nn.Parameter(torch.empty(num_heads, width).normal_(0, 0.02, generator=random))
+        shape = num_heads, width, num_features
+        self.key = nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=random))
+        self.value = nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=random))
+        self.weight = nn.Parameter(torch.empty(num_classes, num_features).normal_(0, 0.01, generator=random))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify: (B, N, D) -> (B, K)."""
+        tokens = self.standardize(tokens)
+        query = torch.einsum("he,hed->hd", self.query, self.key) / math.sqrt(self.query.shape[1])
+        attention = torch.einsum("bnd,hd->bhn", tokens, query).softmax(2)    # (B, h, N)
+        seen = attention @ tokens                                            # (B, h, D)
+        latent = torch.einsum("bhd,hed->bhe", seen, self.value).flatten(1)   # (B, D)
+        return functional.linear(latent, self.weight, self.bias)             # (B, K)
+
+
+def attentive(
+    train: Features,
+    val: Features,
+    test: Features,
+    *,
+    num_heads: int | None = None,
+    base_lrs: Sequence[float] = BASE_LRS,
+    epochs: int = EPOCHS,
+    warmup_epochs: int = WARMUP_EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ProbeResult:
+    """The whole probe on cached patch tokens: the test accuracy of the head that did best on ``val``.
+
+    Args:
+        train: labelled, with patch tokens.
+        val: likewise; chooses the learning rate.
+        test: likewise; touched once, by the chosen head.
+        num_heads: of the attention; None for heads of width 64, as in ViT, or one where 64 does not divide D.
+        base_lrs: the candidates, per 256 images, for AdamW.
+        epochs: passes over ``train``.
+        warmup_epochs: how many of them warm up.
+        batch_size: clamped to the size of ``train``.
+        seed: of initial weights and order.
+        device: where to train; tokens stay where they are and come batch by batch.
+
+    Raises:
+        UserError: if labels or patch tokens are missing, or settings do not fit.
+    """
+    check_sweep(base_lrs, epochs, warmup_epochs)
+    require_labels(train, val, test)
+    patches = require_patches(train), require_patches(val), require_patches(test)
+    width = patches[0].shape[2]
+    if num_heads is None:
+        num_heads = width // 64 if width % 64 == 0 else 1
+    standardize = Standardize(patches[0])
+    heads = [
+        AttentiveHead(standardize, train.num_classes, num_heads, seed).to(device) for _ in base_lrs
+    ]
+    fit_on_tokens(
+        heads,
+        patches[0],
+        train.labels,
+        functional.cross_entropy,
+        base_lrs=base_lrs,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        batch_size=batch_size,
+        key=(seed, "attentive"),
+    )
+    accuracies = [accuracy_of(_predict(head, patches[1]), val.labels) for head in heads]
+    chosen = accuracies.index(max(accuracies))
+    return probe_result(
+        "attentive",
+        "patches",
+        per_seed=[accuracy_of(_predict(heads[chosen], patches[2]), test.labels)],
+        num_images=len(test),
+        setting={"base_lr": base_lrs[chosen], "num_heads": num_heads},
+        validation=dict(zip(base_lrs, accuracies, strict=True)),
+    )
+
+
+def _predict(head: AttentiveHead, patches: Tensor) -> Tensor:
+    """The class of each image: (M, N, D) -> (M,) int64 on the CPU."""
+    return torch.cat([logits.argmax(1).cpu() for logits in predict_on_tokens(head, patches)])
