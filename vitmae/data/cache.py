@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitmae.atomic import atomic_write
+
 
 def cache_dir() -> Path:
     """Where things are remembered: $VITMAE_CACHE, or ~/.cache/vitmae."""
@@ -33,13 +35,8 @@ def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         answer = compute()
-    # Written beside its place and moved there, so that another process never reads half a file.
-    beside = path.with_suffix(f".tmp{os.getpid()}")
-    try:
+    with suppress(OSError):   # a home that cannot be written to costs time, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(answer))
-        beside.replace(path)
-    except OSError:   # a home that cannot be written to costs time, not the run
-        with suppress(OSError):
-            beside.unlink()
+        with atomic_write(path) as file:
+            file.write(json.dumps(answer).encode())
     return answer

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from vitmae.data.splits import MemoryImages, Paths, Splits
+from vitmae.data.splits import MemoryImages, Paths, Splits, Stats
 from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _STATS = {   # of the 50,000 training images
-    10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    10: Stats((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    100: Stats((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -60,8 +60,9 @@ class CIFAR:
             MemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in parts
         )
-        mean, std = _STATS[self.num_classes]
-        return Splits(train=train, test=test, class_names=tuple(parts[0].classes), mean=mean, std=std)
+        return Splits(
+            train=train, test=test, class_names=tuple(parts[0].classes), stats=_STATS[self.num_classes]
+        )
 
     def _download(self, dataset: Any, folder: Path) -> None:
         """Download beside the place and move there, so that several processes cannot disturb each other."""

@@ -13,7 +13,6 @@ in whole pixels.
 
 from dataclasses import dataclass, replace
 from math import log
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,9 @@ from torch import Tensor
 from vitmae.randomness import fold_each, uniform
 
 _ATTEMPTS = 10                                                           # as torchvision's RandomResizedCrop
+
+
+CROPS = ("none", "pad", "random_resized")
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class View:
     """
 
     size: tuple[int, int]
-    crop: Literal["none", "pad", "random_resized"] = "none"
+    crop: str = "none"
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: bool = False
     crop_pct: float = 1.0
 
     def for_evaluation(self) -> "View":
-        """The same size with nothing random."""
+        """The same with nothing random."""
         return replace(self, crop="none", hflip=False)
 
     def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor) -> Tensor:

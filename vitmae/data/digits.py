@@ -7,7 +7,7 @@ Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 199
 import numpy as np
 import torch
 
-from vitmae.data.splits import MemoryImages, Paths, Splits
+from vitmae.data.splits import MemoryImages, Paths, Splits, Stats
 from vitmae.errors import UserError
 
 _NUM_TEST = 360
@@ -34,6 +34,5 @@ class Digits:
             train=MemoryImages(images[:-_NUM_TEST], labels[:-_NUM_TEST]),
             test=MemoryImages(images[-_NUM_TEST:], labels[-_NUM_TEST:]),
             class_names=tuple("0123456789"),
-            mean=(0.3057,),
-            std=(0.3763,),
+            stats=Stats((0.3054,), (0.3753,)),   # of the 1,437
         )

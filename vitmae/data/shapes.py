@@ -14,7 +14,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from vitmae.data.splits import Paths, RenderedImages, Splits
+from vitmae.data.splits import Paths, RenderedImages, Splits, Stats
 from vitmae.errors import UserError
 from vitmae.randomness import fold, fold_indices, uniform
 
@@ -54,8 +54,7 @@ class Shapes:
             val=val,
             test=test,
             class_names=CLASSES,
-            mean=(0.498,) * in_chans,   # the channels are drawn alike
-            std=(0.256,) * in_chans,
+            stats=Stats((0.498,) * in_chans, (0.259,) * in_chans),   # the channels are drawn alike
             num_mask_classes=1 + len(CLASSES),
         )
 

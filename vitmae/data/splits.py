@@ -9,7 +9,7 @@ Shapes: N images of a split, B of them, C channels, H W height and width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class MemoryImages(FixedSizeImages):
 
     def read_masks(self, indices: Tensor) -> Tensor:
         """None: no set in memory has masks."""
-        raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.masks")
+        raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.source.masks")
 
     def to(self, device: torch.device) -> "MemoryImages":
         """The whole set on a device, where crops and flips then are cheap."""
@@ -145,6 +145,18 @@ class EncodedImages(Images):
         """A key that changes with the list of images, and with the files of a sample of them."""
 
 
+class Stats(NamedTuple):
+    """What images are normalised with.
+
+    Attributes:
+        mean: one value per channel, of pixels in [0, 1].
+        std: likewise, over all pixels of all images.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Splits:
     """A set of images.
@@ -154,8 +166,7 @@ class Splits:
         val: what is validated on; None: a part of the training images is set aside.
         test: what is looked at once, at the end.
         class_names: one per class, in the order of the labels; None without labels.
-        mean: per channel, of pixels in [0, 1]; None: not known beforehand.
-        std: per channel, likewise.
+        stats: None where they are not known beforehand.
         num_mask_classes: of the per-pixel classes, the background among them; None without masks.
     """
 
@@ -163,8 +174,7 @@ class Splits:
     val: Images | None = None
     test: Images | None = None
     class_names: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    stats: Stats | None = None
     num_mask_classes: int | None = None
 
 

@@ -1,26 +1,14 @@
 """Mean and standard deviation of a set, per channel, of pixels in [0, 1]: measured exactly, on integers."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitmae.data.splits import Stats
 from vitmae.errors import UserError
 
 _LEAST_STD = 1 / 255   # of a channel that never changes: dividing by it must not blow up the first pixel that does
-
-
-class Stats(NamedTuple):
-    """What images are normalised with.
-
-    Attributes:
-        mean: one value per channel, of pixels in [0, 1].
-        std: likewise, over all pixels of all images.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def measure(batches: Iterable[Tensor]) -> Stats:

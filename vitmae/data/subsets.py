@@ -1,20 +1,76 @@
-"""Which images of a set: a fraction of each class, as a function of the seed."""
+"""Which images of a set: a share of each class, as a function of the seed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitmae.data.splits import Images
+from vitmae.errors import UserError
 from vitmae.randomness import permutation
 
 
-def fraction_of_each(labels: Tensor, fraction: float, seed: int, purpose: str) -> Tensor:
-    """Choose a fraction of each class: labels (N,) int64 -> (N,) bool, a function of the seed and the purpose.
+class Part(NamedTuple):
+    """Some images of a split.
+
+    Attributes:
+        images: the split.
+        indices: (n,) int64, which of them.
+    """
+
+    images: Images
+    indices: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) int64."""
+        return self.images.labels[self.indices]
+
+
+def divide(part: Part, fraction: float, seed: int, purpose: str) -> tuple[Part, Part]:
+    """A fraction of each class, and the rest, both in the order of ``part``.
 
     A class of n images gives round(fraction * n), so a smaller fraction is a part of a larger one. Images
     without a label (-1) count as one class.
+
+    Args:
+        part: the images.
+        fraction: in [0, 1].
+        seed: of the choice.
+        purpose: tells the choices of one seed apart.
     """
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen = _standing(part.labels, seed, purpose) <= fraction
+    return Part(part.images, part.indices[chosen]), Part(part.images, part.indices[~chosen])
+
+
+def at_most(part: Part, limit: int | None, seed: int, purpose: str) -> Part:
+    """``limit`` images in the order of ``part``, the classes in the proportions that they have there; None: all."""
+    first = _standing(part.labels, seed, purpose).argsort(stable=True)[:limit]
+    return Part(part.images, part.indices[first.sort().values])
+
+
+def _standing(labels: Tensor, seed: int, purpose: str) -> Tensor:
+    """How far from the front each image stands in a random order of its class: labels (n,) -> (n,) in (0, 1)."""
+    standing = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
         order = permutation(len(members), seed, purpose, label)
-        chosen[members[order[:int(fraction * len(members) + 0.5)]]] = True
-    return chosen
+        standing[members[order]] = (torch.arange(len(members)) + 0.5).double() / len(members)
+    return standing
+
+
+def refuse_lost_classes(train: Part, class_names: Sequence[str] | None) -> None:
+    """Refuse training images from which a fraction has left out a whole class, or all.
+
+    Raises:
+        UserError: names the class.
+    """
+    remedy = "raise data.train_fraction or lower data.val_fraction"
+    if not len(train.indices):
+        raise UserError(f"no training image is left: {remedy}")
+    kept = set(train.labels.unique().tolist())
+    for label, count in zip(*train.images.labels.unique(return_counts=True), strict=True):
+        if class_names and int(label) not in kept and label >= 0:
+            raise UserError(f"class {class_names[int(label)]} ({int(count)} images) is left without a training image: "
+                            f"{remedy}")

@@ -1,0 +1,194 @@
+"""One's own image files: class folders, a flat folder, a glob or a list; with or without splits and masks.
+
+    path/train/<class>/*.jpg, path/val/..., path/test/...     splits with classes (ImageNet's layout)
+    path/<class>/**/*.jpg                                     classes
+    path/**/*.jpg, "photos/*.png", list.txt                   images without labels, to pre-train on
+
+A folder whose images lie in fewer than two subfolders has no classes. A list has one path per line, relative to
+the list's own folder.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from vitmae.data.cache import digest
+from vitmae.data.decode import EXTENSIONS
+from vitmae.data.splits import EncodedImages, Paths, Splits
+from vitmae.errors import UserError
+
+SPLIT_NAMES = {   # what the folder or file of a split may be called
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+class FileImages(EncodedImages):
+    """Image files.
+
+    Args:
+        paths: of the images.
+        labels: one per image; -1 where it has none.
+        root: the folder that ``masks`` mirrors.
+        masks: a folder of PNG files at the same places as the images in ``root``, each pixel a class index,
+            255 for none.
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], root: Path, masks: Path | None = None) -> None:
+        super().__init__(torch.tensor(labels, dtype=torch.int64))
+        # One block of bytes: a list of a million strings would be copied into every worker, page by page.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.root, self.masks = root, masks
+        self.has_masks = masks is not None
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return os.fsdecode(self.paths[index])
+
+    def open(self, index: int) -> BinaryIO:
+        """The file."""
+        return open(self.paths[index], "rb")
+
+    def open_mask(self, index: int) -> BinaryIO:
+        """The PNG file at the same place in the masks' folder."""
+        if self.masks is None:
+            raise UserError(f"{self.name(index)} has no per-pixel classes: set data.source.masks to their folder")
+        path = self.masks / os.path.relpath(Path(self.name(index)).with_suffix(".png"), self.root)
+        try:
+            return path.open("rb")
+        except OSError:
+            raise UserError(f"{path} is missing: every image needs a mask of the same name") from None
+
+    def fingerprint(self, sample: Sequence[int]) -> str:
+        """Of all paths, and of the sizes and times of a sample of the files."""
+        return digest(os.path.abspath(self.root), self.paths.tobytes(), [_state(self.paths[i]) for i in sample])
+
+
+def _state(path: bytes) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+class Folder:
+    """Image files below a path, or named by a glob or a list.
+
+    Args:
+        masks: a folder of PNG files that mirrors the images' folder (``masks/cats/1.png`` for ``cats/1.jpg``),
+            each pixel a class index, 255 for none; only dense probes read it.
+        num_mask_classes: how many classes they have, with masks.
+    """
+
+    def __init__(self, masks: str | None = None, num_mask_classes: int | None = None) -> None:
+        if (masks is None) != (num_mask_classes is None):
+            raise UserError("data.source.masks and data.source.num_mask_classes go together: set both")
+        self.masks = Path(masks).expanduser() if masks else None
+        if self.masks and not self.masks.is_dir():
+            raise UserError(f"data.source.masks={masks} is not a folder: masks lie in folders like their images")
+        self.num_mask_classes = num_mask_classes
+
+    def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
+        """List the files of each split.
+
+        Raises:
+            UserError: the path is missing, or nothing like the above, or a split has a class that training lacks.
+        """
+        places = split_places(path)
+        listed = {split: _list_images(place) for split, place in places.items()}
+        names = {name for name, _ in listed["train"]}
+        classes = () if None in names or len(names) < 2 else tuple(sorted(name for name in names if name))
+        numbers = {name: number for number, name in enumerate(classes)}
+        if classes:
+            _refuse_empty_classes(Path(str(places["train"])), classes)
+        root = Path(path).expanduser() if isinstance(path, str) and not has_magic(path) else Path(os.curdir)
+        images = {}
+        for split, files in listed.items():
+            strangers = sorted(str(name) for name, _ in files if classes and name not in numbers)
+            if strangers:
+                raise UserError(f"class {strangers[0]} of {places[split]} is not among the training classes: "
+                                "add training images of it, or remove it")
+            labels = [numbers.get(str(name), -1) for name, _ in files]
+            images[split] = FileImages([file for _, file in files], labels, root, self.masks)
+        return Splits(
+            train=images["train"],
+            val=images.get("val"),
+            test=images.get("test"),
+            class_names=classes or None,
+            num_mask_classes=self.num_mask_classes,
+        )
+
+
+def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
+    """Where each split lies: named one by one, in subfolders called so, or training images only.
+
+    Raises:
+        UserError: nothing is named, or something else than the splits.
+    """
+    if not path:
+        raise UserError("data.path is not set: point it at your images, such as data.path=/my/images")
+    if isinstance(path, Mapping):
+        if "train" not in path or set(path) - set(SPLIT_NAMES):
+            raise UserError(f"data.path={dict(path)} must name train, may name val and test, and nothing else")
+        return dict(path)
+    if isinstance(path, str):
+        folder = Path(path).expanduser()
+        found = {
+            split: next((str(folder / name) for name in names if (folder / name).is_dir()), "")
+            for split, names in SPLIT_NAMES.items()
+        }
+        if found["train"]:
+            return {split: place for split, place in found.items() if place}
+    return {"train": path}
+
+
+def _list_images(place: str | Sequence[str]) -> list[tuple[str | None, str]]:
+    """The files of one split, each with its class folder's name or None."""
+    if not isinstance(place, str):
+        return [(None, file) for one in place for _, file in _list_images(one)]
+    path = Path(place).expanduser()
+    if path.is_dir():
+        files = list(_walk(path))
+        nothing = f"no image below {path}: it is empty, or its files are none of {' '.join(sorted(EXTENSIONS))}"
+    elif has_magic(place):
+        files = [(None, file) for file in sorted(glob(str(path), recursive=True)) if _is_image(file)]
+        nothing = f"data.path={place} matches no image: mind the quotes, and ** for all folders below"
+    elif not path.exists():
+        raise UserError(f"data.path={place} does not exist: point it at your images")
+    elif path.suffix.lower() in {".txt", ".lst"}:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        files = [(None, str(path.parent / line)) for line in lines if line]
+        nothing = f"data.path={place} lists no image: write one path on each line"
+    else:
+        raise UserError(f"data.path={place} is a file: give a folder of images, a glob or a .txt list")
+    if not files:
+        raise UserError(nothing)
+    return files
+
+
+def _walk(folder: Path) -> Iterator[tuple[str | None, str]]:
+    """All images below a folder in the order of their names, each with the subfolder it is in or below."""
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        below = os.path.relpath(directory, folder)
+        label = None if below == os.curdir else below.split(os.sep)[0]
+        for name in sorted(names):
+            if _is_image(name):
+                yield label, os.path.join(directory, name)
+
+
+def _refuse_empty_classes(folder: Path, classes: Sequence[str]) -> None:
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in classes:
+            raise UserError(f"class folder {entry} holds no image: fill it or remove it")
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS and not os.path.basename(path).startswith(".")
