@@ -1,0 +1,205 @@
+"""Features on disk under the key of their content, so that a set is encoded once for all probes.
+
+    <root>/<key>/cls.npy, avg.npy, patches.npy, labels.npy    memory-mapped when read
+    <root>/<key>/about.json                                    what the key was made of, in the clear
+
+The key is a hash of what the features are a function of: the weights, the data and the transform. So nothing has
+to be invalidated, and a changed checkpoint under an old name cannot bring up old features.
+
+An entry is written in a hidden folder beside its place and renamed into it, so it is there as a whole or not at
+all. Only plain arrays and JSON are read; nothing is unpickled.
+
+Shapes: M images, N patches, D width.
+"""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from vitmae.errors import UserError
+from vitmae.probes.features import POOLINGS, Features
+
+_FORMAT = 1  # part of every key: raise it when the meaning of features changes
+_HEADER = 128  # bytes before the values in a .npy file
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file, such as a checkpoint: 64 hex digits."""
+    digest = sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of all parameters and buffers: 64 hex digits.
+
+    For a backbone in memory, untrained or wherever it came from; not for its architecture's other settings.
+    """
+    digest = sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Content:
+    """What features are a function of. Every part but ``weights`` may be anything that JSON can hold.
+
+    Attributes:
+        weights: `hash_weights` of the backbone, or `hash_file` of its checkpoint.
+        data: which images, in which order: a name with a version, or hashes.
+        transform: what is done to them: size, crop, mean and std.
+        model: what else the features depend on: settings of the architecture, autocast, the stored type.
+    """
+
+    weights: str
+    data: Any
+    transform: Any
+    model: Any = None
+
+    @property
+    def key(self) -> str:
+        """The folder's name: 32 hex digits."""
+        text = json.dumps([_FORMAT, asdict(self)], sort_keys=True)
+        return sha256(text.encode()).hexdigest()[:32]
+
+
+def cached(root: str | Path, content: Content, compute: Callable[[], Iterable[Features]]) -> Features:
+    """Read features if they are there; else compute, write and read them.
+
+    Args:
+        root: the folder of all entries; made where it is missing.
+        content: what the features are a function of.
+        compute: gives them batch by batch, as `vitmae.probes.features.extract_batches` does.
+
+    Raises:
+        UserError: if the entry is damaged, or there are no images.
+    """
+    features = read(root, content)
+    if features is None:
+        write(root, content, compute())
+        features = read(root, content)
+        assert features is not None
+    return features
+
+
+def read(root: str | Path, content: Content) -> Features | None:
+    """The features of this content, memory-mapped; None where they have not been written.
+
+    Writing to the tensors does not change the files.
+
+    Raises:
+        UserError: if the entry is damaged.
+    """
+    folder = Path(root) / content.key
+    if not folder.exists():
+        return None
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        arrays = {
+            name: torch.from_numpy(numpy.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False))
+            for name in about["arrays"]
+        }
+        if {len(array) for array in arrays.values()} != {about["images"]}:
+            raise ValueError("the arrays differ in length")
+        return Features(
+            {pooling: arrays[pooling] for pooling in POOLINGS if pooling in arrays},
+            arrays["labels"],
+            arrays.get("patches"),
+            tuple(about["grid_size"]) if about["grid_size"] else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the features in {folder} are damaged ({error}): delete that folder") from error
+
+
+def write(root: str | Path, content: Content, batches: Iterable[Features]) -> None:
+    """Write features batch by batch, in constant memory.
+
+    Where another process has written the same content meanwhile, its entry stays.
+
+    Args:
+        root: the folder of all entries; made where it is missing.
+        content: what the features are a function of.
+        batches: parts of one set, in order, with the same poolings; float32 or float16.
+
+    Raises:
+        UserError: if there are no images.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{content.key}.", dir=root))
+    try:
+        about = _write_arrays(folder, batches) | {"content": asdict(content)}
+        with (folder / "about.json").open("w") as file:
+            json.dump(about, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        folder.chmod(0o755)  # mkdtemp lets nobody else in
+        try:
+            folder.rename(root / content.key)
+        except OSError:
+            if not (root / content.key).exists():
+                raise
+        _sync_folder(root)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_arrays(folder: Path, batches: Iterable[Features]) -> dict[str, Any]:
+    """Append every batch to one .npy file per array; return what reading them needs to know."""
+    files: dict[str, BinaryIO] = {}
+    images, grid_size, last = 0, None, {}
+    with ExitStack() as stack:
+        for batch in batches:
+            last = dict(batch.pooled) | {"labels": batch.labels}
+            if batch.patches is not None:
+                last["patches"] = batch.patches
+            for name, values in last.items():
+                if name not in files:
+                    files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+                    files[name].write(_header(values, 0))
+                files[name].write(values.contiguous().numpy().data)
+            images, grid_size = images + len(batch), batch.grid_size
+        if not images:
+            raise UserError("there are no images to store features of: check the split and its folder")
+        for name, file in files.items():
+            file.seek(0)
+            file.write(_header(last[name], images))
+            file.flush()
+            os.fsync(file.fileno())
+    return {"images": images, "arrays": sorted(files), "grid_size": grid_size}
+
+
+def _header(values: Tensor, images: int) -> bytes:
+    """The header of a .npy file of version 1.0, padded to a length that does not depend on the number of images.
+
+    So it can be written first and, when the images have been counted, once more over itself.
+    """
+    shape = (images, *values.shape[1:])
+    about = {"descr": values.numpy().dtype.str, "fortran_order": False, "shape": shape}
+    text = repr(about).ljust(_HEADER - 11).encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last: without it the entry could be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
