@@ -7,6 +7,7 @@ Shapes: H W height and width as the image is to be seen, C channels.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from typing import BinaryIO
@@ -51,11 +52,14 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
         if data.startswith(_NPY):
             pixels = _from_array(np.load(BytesIO(data), allow_pickle=False), in_chans, name)
         elif data.startswith(b"\xff\xd8") and in_chans in {1, 3}:
-            pixels = _from_jpeg(data, in_chans)
+            decoder = jpeg_decoder()
+            # What it cannot decode, Pillow can, or can say what is wrong with it.
+            with suppress(ValueError, RuntimeError):
+                pixels = decoder and decoder(data, in_chans)
         if pixels is None:
             with Image.open(BytesIO(data)) as image:
                 pixels = _from_pillow(image, in_chans, name)
-                pixels = _upright(pixels, image.getexif().get(_ORIENTATION, 1))
+                pixels = _upright(pixels, _orientation(image.getexif))
     except (UserError, MemoryError):
         raise
     except Exception as error:   # decoders raise a dozen different kinds on bytes that are not an image
@@ -96,37 +100,39 @@ def _one_line(error: Exception) -> str:
 
 @cache
 def jpeg_decoder() -> Callable[[bytes, int], Pixels] | None:
-    """The fastest JPEG decoder installed: bytes and 1 or 3 channels -> (H, W, C); None: only Pillow's."""
+    """The fastest JPEG decoder installed: bytes and 1 or 3 channels -> (H, W, C), upright; None: only Pillow's."""
     try:
         import simplejpeg
     except ImportError:
         pass
     else:
-        return lambda data, in_chans: simplejpeg.decode_jpeg(data, "GRAY" if in_chans == 1 else "RGB")
+        return lambda data, in_chans: _upright(
+            simplejpeg.decode_jpeg(data, "GRAY" if in_chans == 1 else "RGB"), _orientation(lambda: _jpeg_tags(data))
+        )
     try:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError):   # the last two: installed without what it needs
         return None
-    return lambda data, in_chans: (
+    return lambda data, in_chans: (   # it turns images upright itself
         decode_jpeg(data, mode="GRAY" if in_chans == 1 else "RGB").permute(1, 2, 0).numpy()
     )
 
 
-def _from_jpeg(data: bytes, in_chans: int) -> Pixels | None:
-    """Decode by the fast decoder; None if it cannot: Pillow then knows better, or says what is wrong."""
-    decoder = jpeg_decoder()
-    if decoder is None:
-        return None
-    try:
-        pixels = decoder(data, in_chans)
-    except (ValueError, RuntimeError):
-        return None
-    exif = data.find(b"Exif\0\0", 0, 65536)
-    if exif < 0:
-        return pixels
+def _jpeg_tags(data: bytes) -> Image.Exif:
+    """The EXIF tags of a JPEG, looked for where they may be without decoding it."""
     tags = Image.Exif()
-    tags.load(data[exif:exif + 65536])
-    return _upright(pixels, tags.get(_ORIENTATION, 1))
+    start = data.find(b"Exif\0\0", 0, 65536)
+    if start >= 0:
+        tags.load(data[start:start + 65536])
+    return tags
+
+
+def _orientation(read_tags: Callable[[], Image.Exif]) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or where the tags are damaged: the pixels may be fine."""
+    try:
+        return int(read_tags().get(_ORIENTATION, 1))
+    except Exception:   # as many kinds as in `decode`
+        return 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
