@@ -96,7 +96,7 @@ class Panels(Callback):
     """
 
     def __init__(self, folder: Path, log: FigureLog, every_n_epochs: int = 10, images: int = 8) -> None:
-        self.folder, self.log, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
+        self.folder, self.log_figure, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
         """Draw when it is time."""
@@ -118,7 +118,7 @@ class Panels(Callback):
         path = self.folder / f"reconstruction-step{trainer.global_step:07d}.png"
         figure.savefig(path, dpi=150)
         figure.savefig(self.folder / "reconstruction.png", dpi=150)
-        self.log("reconstruction", figure, trainer.global_step)
+        self.log_figure("reconstruction", figure, trainer.global_step)
         return path
 
 
