@@ -26,6 +26,9 @@ from vitmae.tokens.positions import sincos_positions
 from vitmae.training.optim import Recipe
 
 
+_MIN_VALUES = 16  # per patch, for a standardised target to be the default
+
+
 class MAE(Objective):
     """Reconstruct hidden patches from visible ones.
 
@@ -36,7 +39,8 @@ class MAE(Objective):
         std: of the data, per channel.
         mask_ratio: share of patches that is hidden.
         mask_kind: random, block or grid (the paper's table 1f).
-        norm_pix_loss: predict each patch standardised by its own mean and variance.
+        norm_pix_loss: predict each patch standardised by its own mean and variance; None does so from 16 values per patch
+            up, since the variance of fewer is mostly noise.
         fixed_positions: 2-D sine-cosine positions in both halves, as the paper; otherwise learned ones.
         decoder_embed_dim: E; None is the paper's 512 from ViT-B up and the encoder's own width below, where the paper's
             decoder would be most of the work.
@@ -57,7 +61,7 @@ class MAE(Objective):
         std: Sequence[float],
         mask_ratio: float = 0.75,
         mask_kind: MaskKind = "random",
-        norm_pix_loss: bool = True,
+        norm_pix_loss: bool | None = None,
         fixed_positions: bool = True,
         decoder_embed_dim: int | None = None,
         decoder_depth: int | None = None,
@@ -65,7 +69,8 @@ class MAE(Objective):
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         check_mask(mask_kind, backbone.grid_size, mask_ratio)
-        self.mask_ratio, self.mask_kind, self.norm_pix_loss = mask_ratio, mask_kind, norm_pix_loss
+        self.mask_ratio, self.mask_kind = mask_ratio, mask_kind
+        self.norm_pix_loss = patch_length(backbone) >= _MIN_VALUES if norm_pix_loss is None else norm_pix_loss
         if fixed_positions:
             backbone.fix_positions()
         self.decoder = Decoder(backbone, fixed_positions, decoder_embed_dim, decoder_depth, decoder_num_heads)

@@ -129,6 +129,8 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
         ratio = float(objective.mask_ratio)  # type: ignore[arg-type]
         hidden = backbone.num_patches - num_visible(backbone.num_patches, ratio)
         yield "hidden or corrupted", f"{hidden} of {backbone.num_patches} patches ({ratio:g})"
+    if hasattr(objective, "norm_pix_loss"):
+        yield "target", "standardised patches (norm_pix_loss)" if objective.norm_pix_loss else "pixels"
     yield "effective batch", (f"{effective_batch} = {effective_batch // (world * accumulate)} per device x {world} "
                               f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated")
     yield "peak lr", f"{recipe.peak_lr(effective_batch):.4g} = {recipe.base_lr:g} x {effective_batch} / 256"
