@@ -1,0 +1,47 @@
+"""Write a file so that whatever dies, and whenever, a reader finds the old content or the new, never a part of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_MARK = ".tmp"
+
+
+@contextmanager
+def atomic_replace(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path`; what stands there when the block ends well becomes `path`, else it is removed.
+
+    It lies beside the target so that the renaming stays on one file system. File and folder are synced, so that it
+    also survives a loss of power.
+    """
+    part = path.with_name(f"{path.name}{_MARK}{os.getpid()}")
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was."""
+    with atomic_replace(path) as part, open(part, "wb") as file:
+        yield file
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder."""
+    for part in folder.glob(f"*{_MARK}[0-9]*"):
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

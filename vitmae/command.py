@@ -1,0 +1,222 @@
+"""What every command line of this project has in common: Hydra around a function, and how it ends.
+
+A mistake of the user's ends in one line on stderr and exit code 2, whoever finds it: Hydra while it composes, the check
+of the settings, or a constructor. A fault of this project keeps its traceback and ends in 1, an interrupted run in 75.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from vitmae.config import config_dir, did_you_mean, setting_keys
+from vitmae.errors import UserError
+from vitmae.training.ending import ABORTED, FAULT, report
+from vitmae.training.launch import RANK_MARKERS, current_launch
+from vitmae.training.run_directory import claim_directory
+
+Task = Callable[[DictConfig], float | None]
+
+
+def command(
+    task: Task, config_name: str = "config", prepare: Callable[[list[str]], list[str]] | None = None
+) -> Callable[..., int]:
+    """Make a command of a function of its settings.
+
+    Args:
+        task: what to do; its value, if any, is what a sweeper may optimise.
+        config_name: the file in conf/ that holds the defaults.
+        prepare: may replace the command line's overrides before they are read.
+
+    Returns:
+        A function of the arguments (those of the process where none are given) that returns the exit code.
+    """
+
+    @wraps(task)
+    def main(arguments: Sequence[str] | None = None) -> int:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing them
+        before, codes = sys.argv, [0]
+        arguments = [_quoted(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        sys.argv = [before[0], *arguments]
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(config_name))
+            return 0
+        _register_resolvers()
+        try:
+            if prepare is not None:
+                sys.argv[1:] = prepare(arguments)
+            sys.argv[1:] += _quiet_rank(task)
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
+        except (HydraException, OmegaConfBaseException) as error:
+            codes.append(report(UserError(_explain(error, config_name, arguments))))
+        except Exception as error:
+            codes.append(report(error))
+        except KeyboardInterrupt:
+            codes.append(ABORTED)
+        except SystemExit as end:  # --help; an interrupted run, which also ends a sweep
+            codes.append(end.code if isinstance(end.code, int) else 0)
+        finally:
+            codes.append(_end_of_sweep())
+            sys.argv = before
+        return max(codes)
+
+    return main
+
+
+def _job(task: Task, codes: list[int]) -> Task:
+    """The function for Hydra, which in a sweep calls it once for each job: none may stop the others."""
+
+    @wraps(task)
+    def job(config: DictConfig) -> float | None:
+        try:
+            with _on_its_own():
+                return task(config)
+        except Exception as error:
+            codes.append(report(error))
+            return float("nan")
+
+    return job
+
+
+@contextmanager
+def _on_its_own() -> Iterator[None]:
+    """Make a job of a sweep look like a command of its own.
+
+    Lightning starts the other ranks by running this process's command line again. In a sweep that would be the whole
+    sweep: so here the command line becomes the job's, and what a job's ranks leave behind does not reach the next.
+    """
+    import __main__
+
+    settings, arguments, spec = HydraConfig.get(), sys.argv, __main__.__spec__
+    environment = {name: os.environ.get(name) for name in RANK_MARKERS}
+    if settings.mode == RunMode.MULTIRUN:
+        sys.argv = [arguments[0], *settings.overrides.task]
+        __main__.__spec__ = find_spec(f"vitmae.{settings.job.name}")
+        node = cast(DictConfig, settings)
+        with read_write(node), open_dict(node):
+            node.run.dir = settings.runtime.output_dir
+    try:
+        yield
+    finally:
+        sys.argv, __main__.__spec__ = arguments, spec
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if "torch" in sys.modules:
+            from torch import distributed
+
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+class SweepStart(Callback):
+    """Hydra's callback at the start of a sweep."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let the sweep's own directory be named like a run: `${name}` asks for the choices of the groups."""
+        HydraConfig.instance().set_config(config)
+
+
+def _end_of_sweep() -> int:
+    """Print the table of a sweep, if there was one, also if it was interrupted; 1 if a job failed."""
+    settings = cast(DictConfig | None, HydraConfig.instance().cfg)
+    HydraConfig.instance().cfg = None
+    if settings is None or settings.hydra.mode != RunMode.MULTIRUN:
+        return 0
+    from vitmae.training.sweep import report_sweep
+
+    return 0 if report_sweep(Path(settings.hydra.sweep.dir)) else FAULT
+
+
+def help_text(config_name: str) -> str:
+    """What a command does and has to choose from: without Hydra, which would compose everything first."""
+    config = OmegaConf.load(config_dir() / f"{config_name}.yaml")
+    lines = []
+    for entry in config.defaults:
+        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
+            choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+            lines.append(f"  {group:<10} {', '.join(f'[{name}]' if name == default else name for name in choices)}")
+    return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
+
+
+def _quoted(argument: str) -> str:
+    """Quote the value of an override where Hydra's grammar would take a path apart (``=`` and ``,`` in it)."""
+    key, equals, value = argument.partition("=")
+    is_plain = re.fullmatch(r"[\w./:+@%-]*", value) is not None
+    if not equals or is_plain or value[0] in "'\"[{" or not Path(value).expanduser().exists():
+        return argument
+    return f"{key}='{value}'"
+
+
+def _quiet_rank(task: Task) -> list[str]:
+    """Overrides for ranks that were started side by side: only the first writes Hydra's files."""
+    launch = current_launch()
+    if not launch.separate or launch.rank == 0:
+        return []
+    return ["hydra.output_subdir=null", f"hydra.job.name={task.__module__.rpartition('.')[2]}_rank{launch.rank}"]
+
+
+def _register_resolvers() -> None:
+    """What conf/config.yaml calls: claim makes a directory that nobody else has, slug a text fit for a file name."""
+
+    def claim(runs: str, name: str) -> str:
+        return str(claim_directory(Path(runs) / name, current_launch(), Path(runs)))
+
+    def slug(text: str) -> str:
+        return re.sub(r"[^\w.=-]+", "_", text)[:120].strip("_")
+
+    def choices() -> dict[str, Any]:
+        return {group: choice for group, choice in HydraConfig.get().runtime.choices.items() if "/" not in group}
+
+    OmegaConf.register_new_resolver("choices", choices, replace=True)
+    OmegaConf.register_new_resolver("claim", claim, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+
+def store_settings(name: str, settings: dict[str, Any]) -> None:
+    """Let Hydra find saved settings under a config name; its own section comes from conf/config.yaml, as always."""
+    section = OmegaConf.load(config_dir() / "config.yaml").hydra
+    ConfigStore.instance().store(name=name, node=OmegaConf.create({**settings, "hydra": section}))
+
+
+def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
+    """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        near = did_you_mean(f"{group}={choice}", [f"{group}={option}" for option in error.options])
+        return f"unknown choice {group}={choice}{near} (there are {', '.join(error.options)})"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
+    if unknown := re.match(r"Could not (?:override|delete) '([^']+)'", str(error)):
+        return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, arguments))}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
+
+
+def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """All settings of the groups that the command line chooses."""
+    groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
+    chosen = [argument for argument in arguments if argument.partition("=")[0] in groups]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            return list(setting_keys(hydra.compose(config_name, overrides=chosen)))
+        except HydraException:  # such as a choice that is swept over
+            return list(setting_keys(hydra.compose(config_name)))

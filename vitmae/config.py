@@ -1,0 +1,171 @@
+"""Settings: where the YAML files are, what a node builds, and what is wrong with it before it is built.
+
+A node with `_target_` names a class or function; its other keys are the arguments. `check_settings` compares them with
+the signature, so that a wrong key or a wrong kind of value is one line at the start and not a fault an hour later.
+Nothing heavy is imported until a node is checked or built: `--help` and `--cfg job` answer at once.
+"""
+
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vitmae.errors import UserError
+
+_DIRECTIVES = ("_target_", "_partial_")
+
+
+def config_dir() -> Path:
+    """The folder of config.yaml: in an installed package inside it, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"no conf/config.yaml in {package} nor beside it: install vitmae again")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolve a composed config to dicts, lists and scalars.
+
+    Raises:
+        UserError: if a value that must be given is not, or an interpolation leads nowhere.
+    """
+    try:
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} must be given: {error.full_key}=…") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(settings, dict)
+    return typing.cast(dict[str, Any], settings)
+
+
+def setting_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """All keys of nested settings as they are written on the command line: ``model``, ``model.mask_ratio``, …"""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from setting_keys(value, f"{prefix}{key}.")
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """``": did you mean …?"`` for the nearest known key; empty where none is near."""
+    near = get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Call what a node's `_target_` names.
+
+    Args:
+        node: plain settings; nodes inside it are built first. With ``_partial_: true`` the result still waits for
+            its remaining arguments.
+        arguments: what settings cannot hold, such as modules.
+    """
+    target = locate(node["_target_"])
+    settings = {key: _built(value) for key, value in node.items() if key not in _DIRECTIVES}
+    return partial(target, **settings, **arguments) if node.get("_partial_") else target(**settings, **arguments)
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return build(value) if "_target_" in value else {key: _built(inner) for key, inner in value.items()}
+    return [_built(inner) for inner in value] if isinstance(value, list) else value
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function that a dotted name stands for.
+
+    Raises:
+        UserError: if there is none.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_={target} cannot be found: {error}") from None
+    return found
+
+
+def takes(target: str, argument: str) -> bool:
+    """Whether a `_target_` has an argument of this name."""
+    return argument in inspect.signature(locate(target)).parameters
+
+
+def check_settings(settings: Mapping[str, Any], path: str = "") -> None:
+    """Compare every node that has a `_target_` with the signature of what it names.
+
+    Arguments that a node does not give are not missed here: some can only be known at run time.
+
+    Raises:
+        UserError: on the first key that the target does not take, with the nearest it does, and on the first value
+            of another type than the annotation's; a whole number passes for a number and a list for a tuple.
+    """
+    if "_target_" in settings:
+        _check_node(settings, path)
+    for key, value in settings.items():
+        inner = f"{path}.{key}" if path else str(key)
+        for number, child in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(child, Mapping):
+                check_settings(child, f"{inner}[{number}]" if isinstance(value, list) else inner)
+
+
+def _check_node(node: Mapping[str, Any], path: str) -> None:
+    target = locate(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    is_open = len(names) < len(parameters)
+    try:
+        annotations = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # an annotation that only a type checker can resolve
+        annotations = {}
+    for key, value in node.items():
+        if key in _DIRECTIVES:
+            continue
+        if key not in names and not is_open:
+            near = did_you_mean(f"{path}.{key}", [f"{path}.{name}" for name in names])
+            raise UserError(f"unknown setting {path}.{key}{near}")
+        if key in annotations and not _holds_nodes(value):
+            _check_value(f"{path}.{key}", value, annotations[key])
+
+
+def _holds_nodes(value: Any) -> bool:
+    """Whether a value is built from other nodes, which are checked for themselves."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return (isinstance(value, Mapping) and "_target_" in value) or any(_holds_nodes(child) for child in inner)
+
+
+def _check_value(key: str, value: Any, annotation: Any) -> None:
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        # of JSON, like of YAML, strictness asks no more than it can say: a list may be a tuple, a text a path
+        TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return  # a type that no setting can have, such as a module
+    except ValidationError as error:
+        wanted = list(dict.fromkeys(_wanted(fault) for fault in error.errors()))
+        given = value if isinstance(value, str) else json.dumps(value)
+        raise UserError(f"{key}={given}: {' or '.join(wanted)} is wanted") from None
+
+
+_WANTED = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "none": "null",
+           "list": "a list", "tuple": "a list", "dict": "a mapping", "path": "a path"}  # fmt: skip
+
+
+def _wanted(fault: Mapping[str, Any]) -> str:
+    """What would have been right, in words, from one of pydantic's error types (``float_type``, …)."""
+    kind = fault["type"]
+    if kind == "literal_error":
+        return f"one of {fault['ctx']['expected']}"
+    if kind in ("missing", "too_short", "too_long"):
+        return "a list of another length"
+    return _WANTED.get(kind.split("_")[0], fault["msg"][:1].lower() + fault["msg"][1:])

@@ -1,0 +1,144 @@
+"""Train an objective: `python -m vitmae.train model=mae data=digits`; `--help` lists what there is to choose from.
+
+    settings -> data -> backbone -> objective -> fit -> where everything is
+
+The heavy imports are inside, so that `--help` and `--cfg job` answer at once.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vitmae.command import command, store_settings
+from vitmae.config import build, check_settings, plain, takes
+from vitmae.errors import UserError
+from vitmae.training.ending import ending, short
+from vitmae.training.launch import Launch, current_launch
+from vitmae.training.resume import find_resumption
+from vitmae.training.run_directory import RunDirectory
+
+_RESUMED = "resumed_run"
+_log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> float:
+    """Run what the settings say, in the directory that Hydra made.
+
+    Returns:
+        The final value of what the objective is judged by, for a sweeper that optimises.
+    """
+    launch = current_launch()
+    run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
+    settings = plain(config)
+    ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
+    is_resumed = ckpt is not None and run.path in ckpt.parents
+    is_requeued = run.start(launch, name=settings["name"], choices=settings["choices"], is_resumed=is_resumed)
+    if is_requeued and run.last.exists():
+        ckpt = run.last
+    with ending(run, launch):
+        return _train(settings | {"ckpt": None}, run, launch, ckpt)
+
+
+def _train(settings: dict[str, Any], run: RunDirectory, launch: Launch, ckpt: Path | None) -> float:
+    import torch
+
+    from vitmae.training.checkpoints import Checkpoints
+    from vitmae.training.effects import Effects
+    from vitmae.training.fit import check_devices, fit, resolve_precision
+    from vitmae.training.interruption import Interruption
+    from vitmae.training.loggers import MetricsFile, log_figure
+    from vitmae.training.online import LearnBaselines
+    from vitmae.training.progress import Progress
+    from vitmae.training.step_log import StepLog
+
+    trainer = settings["trainer"]
+    check_devices(trainer["accelerator"], trainer["devices"])
+    trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
+    check_settings(settings)
+    run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *sys.argv[1:]])
+
+    torch.manual_seed(settings["seed"])  # for the initial weights; all else draws from keys
+    data = build(settings["data"])
+    data.prepare()
+    backbone = build(settings["backbone"])
+    model = _with_classes(settings["model"], data.num_classes)
+    objective = build(model, backbone=backbone, mean=data.mean, std=data.std)
+    if settings["compile"]:
+        objective.compile_blocks()
+
+    loggers = [MetricsFile(run)]
+    loggers += [build(node, run=run) for key, node in settings["logger"].items() if key != "csv"]
+    callbacks = [
+        LearnBaselines(),
+        build(settings["probe"]),
+        build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers)),
+        StepLog(),
+        Effects(settings, run.path / "effects.txt"),
+        Progress(),
+    ]
+    checkpoints = Checkpoints(run, objective.monitor, settings["checkpoint"]["every_n_steps"], settings, Interruption())
+    metrics = fit(
+        objective, data, build(settings["trainer"] | {"_partial_": True}), run=run, checkpoints=checkpoints,
+        callbacks=callbacks, loggers=loggers, settings=settings, ckpt=ckpt,
+    )  # fmt: skip
+    metrics = run.summary().get("metrics", {}) | metrics
+    run.record("finished", metrics=metrics)
+    if launch.rank == 0:
+        _say_where(run, metrics)
+    return metrics.get(objective.monitor[0], float("nan"))
+
+
+def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """The model's settings with as many classes as the data has, where the objective has a head for them.
+
+    Raises:
+        UserError: if a given number does not hold the data's classes.
+    """
+    if not takes(model["_target_"], "num_classes"):
+        return dict(model)
+    given = model.get("num_classes")
+    if given is not None and num_classes is not None and given < num_classes:
+        raise UserError(
+            f"model.num_classes={given}, but the data has {num_classes} classes: raise it, or leave it null"
+        )
+    return {**model, "num_classes": num_classes if given is None else given}
+
+
+def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
+    """The last lines: how it went, and where to look."""
+    titles = {"val/loss": "held-out loss", "probe/knn": "kNN accuracy"}
+    for name in sorted(metrics):
+        if name.startswith("val/") or name in titles:
+            _log.info("%-24s %.5g", titles.get(name, name), metrics[name])
+    picture = run.figures / "reconstruction.png"
+    for name, path in {"reconstruction": picture, "metrics": run.metrics, "checkpoints": run.checkpoints}.items():
+        if path.exists():
+            _log.info("%-24s %s", name, short(path))
+
+
+def resume(arguments: list[str]) -> list[str]:
+    """Replace `ckpt=last|best|PATH` by the checkpoint it means, and the defaults by the settings of its run."""
+    ckpt = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("ckpt=")]
+    if not ckpt or ckpt[-1] in ("", "null"):
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError("ckpt= goes on with one run: it cannot be swept over with -m")
+    runs = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("runs=")]
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if argument not in flags and not argument.startswith("ckpt=")]
+    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), overrides)
+    store_settings(_RESUMED, resumption.settings)
+    place = [f"hydra.run.dir='{resumption.directory}'", "hydra.output_subdir=null"] if resumption.directory else []
+    return [*flags, f"--config-name={_RESUMED}", f"ckpt='{resumption.checkpoint}'", *resumption.overrides, *place]
+
+
+main = command(train, prepare=resume)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Checkpoints: `last.ckpt` to go on from, `best.ckpt` to use: tensors and plain Python types, never half a file."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from vitmae.atomic import atomic_replace, atomic_write
+from vitmae.errors import UserError
+from vitmae.training.interruption import Interrupted, Interruption
+from vitmae.training.run_directory import RunDirectory
+
+FORMAT = 1
+"""Of the entries ``vitmae_*`` in a checkpoint; one more when an older version could not read them."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written so that a kill in the middle leaves the previous one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write beside the target, sync, rename."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this project on the CPU: Lightning's entries, and the settings under ``vitmae_config``.
+
+    Nothing is unpickled but tensors and plain types.
+
+    Raises:
+        UserError: if the file cannot be read, is not of this project, or of a newer format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        is_unsafe = "weights_only" in str(error).lower()
+        reason = "it holds objects that are not safe to load" if is_unsafe else "it is damaged"
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(content, dict) or "vitmae_format" not in content:
+        raise UserError(f"{path} is not a checkpoint of this project")
+    if content["vitmae_format"] > FORMAT:
+        raise UserError(f"{path} was written by a newer vitmae: update this one")
+    return content
+
+
+class Checkpoints(Checkpoint):
+    """Save `last.ckpt` every few optimiser steps, after each epoch and on interruption; `best.ckpt` at each new best.
+
+    It saves between optimiser steps only, and after the validation that is due at a step, so a run that goes on from
+    the file repeats nothing and leaves nothing out. Lightning calls it after all other callbacks, but before the
+    module's own hooks: state that belongs into a checkpoint has to change in a callback or within the step.
+
+    Attributes:
+        interruption: asked at each boundary whether to stop there.
+        validated_step: the optimiser step of the last validation.
+
+    Args:
+        run: where the files go.
+        monitor: the logged value that tells the best, and whether ``min`` or ``max`` of it is better.
+        every_n_steps: optimiser steps between two saves within an epoch.
+        settings: the run's, as plain values; every checkpoint carries them.
+        interruption: whether somebody asked the run to stop.
+
+    Raises:
+        UserError: if `every_n_steps` is not positive.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        monitor: tuple[str, str],
+        every_n_steps: int,
+        settings: Mapping[str, Any],
+        interruption: Interruption,
+    ) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps={every_n_steps} must be at least 1")
+        self._run, self._every_n_steps, self.interruption = run, every_n_steps, interruption
+        self._metric, self._mode = monitor
+        self._plain = {"vitmae_format": FORMAT, "vitmae_config": dict(settings)}
+        self._best_value: float | None = None
+        self._is_best = False
+        self._step = 0
+        self._is_between_steps = True
+        self.validated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The value to beat."""
+        return {"best_value": self._best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on beating it."""
+        self._best_value = state_dict["best_value"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the settings in."""
+        checkpoint.update(self._plain)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before a checkpoint is loaded: let one from the end of an epoch start the next, also under max_steps.
+
+        Lightning takes every checkpoint of a run with max_steps for one within an epoch, and would go on in the
+        finished one: the epoch's number, the accumulation and the validation would all be out of step.
+        """
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals from here on: Lightning has installed its own handlers by now."""
+        self._step = trainer.global_step
+        self.interruption.listen()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """An optimiser step may have ended; what follows at once (validation, the epoch's end) is waited for."""
+        self._is_between_steps = trainer.global_step != self._step
+        if not self._is_between_steps:
+            return  # gradients are being accumulated, and no checkpoint holds them
+        self._step = trainer.global_step
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(fetcher):
+            self._at_boundary(trainer, is_due=self._step % self._every_n_steps == 0 or self._step == trainer.max_steps)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See whether this is the best so far."""
+        if trainer.sanity_checking:
+            return
+        self.validated_step = trainer.global_step
+        value = trainer.callback_metrics.get(self._metric)
+        if trainer.strategy.reduce_boolean_decision(self._beats_best(value), all=False):
+            assert value is not None
+            self._best_value, self._is_best = float(value), True
+        if trainer.state.fn != TrainerFn.FITTING:  # after the last step: what was saved there is what was validated
+            self._keep_best(trainer)
+        elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            if self._is_between_steps:
+                self._at_boundary(trainer, is_due=True)
+            elif self._is_best:  # within an accumulation: to be used, not to be gone on from exactly
+                self._is_best = False
+                trainer.save_checkpoint(self._run.best, weights_only=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last boundary of an epoch; a run that ends within one has been saved before."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._at_boundary(trainer, is_due=True)
+
+    def _beats_best(self, value: Tensor | None) -> bool:
+        if value is None or self._best_value is None:
+            return value is not None
+        return bool(value < self._best_value if self._mode == "min" else value > self._best_value)
+
+    def _at_boundary(self, trainer: Trainer, is_due: bool) -> None:
+        stops = self.interruption.is_agreed(trainer)
+        if is_due or stops:
+            trainer.save_checkpoint(self._run.last, weights_only=False)
+            self._keep_best(trainer)
+        if stops:
+            raise Interrupted(trainer.global_step)
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        """The best is the last one under another name: a link, since no checkpoint is ever written to again."""
+        if not self._is_best:
+            return
+        self._is_best = False
+        if trainer.is_global_zero:
+            with atomic_replace(self._run.best) as part:
+                _link_or_copy(self._run.last, part)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,165 @@
+"""The run itself: a Trainer of Lightning's with what this project adds, from the first step to the final metrics."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vitmae.errors import UserError
+from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vitmae.training.ending import watching_ranks
+from vitmae.training.interruption import Interrupted, Interruption
+from vitmae.training.run_directory import RunDirectory
+from vitmae.training.wandb_logger import Wandb
+
+_NOT_FOR_USERS = (
+    "does not have many workers",              # a set in memory needs none
+    "smaller than the logging interval",       # the last step is logged all the same
+    "in eval mode at the start of training",   # frozen parts are meant to be
+    "LeafSpec",                                # between Lightning and torch
+)  # fmt: skip
+
+
+def resolve_precision(precision: str | int, accelerator: str) -> str | int:
+    """``auto`` in Lightning's terms: bf16-mixed where the device computes in it, else 32-true.
+
+    Args:
+        precision: the setting.
+        accelerator: Lightning's name of the device, ``auto`` among them.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # bf16 that is emulated is slower than float32: these are the two instruction sets that have it
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        has_bf16 = accelerator in ("auto", "cpu") and any(getattr(torch.cpu, check, bool)() for check in checks)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
+    """Compare what is asked for with what is there.
+
+    Raises:
+        UserError: if there is no GPU, or not as many as asked for.
+    """
+    if accelerator not in ("gpu", "cuda") or (accelerator == "gpu" and torch.backends.mps.is_available()):
+        return
+    there = torch.cuda.device_count()
+    if there == 0:
+        raise UserError(f"trainer.accelerator={accelerator}: no GPU is visible here: use trainer=cpu or trainer=auto")
+    asked = max(devices) + 1 if isinstance(devices, list) else int(devices) if str(devices).isdigit() else there
+    if asked > there:
+        raise UserError(f"trainer.devices={devices}: {there} GPUs are visible here: ask for fewer, or for -1 (all)")
+
+
+def fit(
+    objective: LightningModule,
+    data: LightningDataModule,
+    build_trainer: Callable[..., Trainer],
+    *,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    settings: Mapping[str, Any],
+    ckpt: Path | None,
+) -> dict[str, float]:
+    """Train, validate at the end, and return the final metrics.
+
+    Args:
+        objective: what learns.
+        data: what it learns from.
+        build_trainer: `lightning.Trainer` with its settings, waiting for the rest of its arguments.
+        run: where everything lands.
+        checkpoints: saves them.
+        callbacks: all others.
+        loggers: metrics.csv among them.
+        settings: the whole run's, for the loggers.
+        ckpt: a checkpoint to go on from.
+
+    Raises:
+        Interrupted: if a signal asked to stop; `last.ckpt` is of that step.
+        UserError: if the trainer's settings do not fit each other.
+    """
+    _quieten()
+    try:
+        trainer = build_trainer(
+            callbacks=[*callbacks, checkpoints],
+            logger=list(loggers),
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=run.path,
+            use_distributed_sampler=False,  # the data shares itself out, so that a run can go on in mid-epoch
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    run.save_environment(_devices(trainer))
+    metrics: dict[str, float] = {}
+    exit_code = 1
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(dict(settings))
+        with _one_ending(trainer, run, checkpoints.interruption):
+            trainer.fit(objective, datamodule=data, ckpt_path=ckpt, weights_only=True)
+            metrics = _as_floats(trainer)
+            if checkpoints.validated_step != trainer.global_step:  # a run may end between two validations
+                trainer.validate(objective, datamodule=data, verbose=False)
+                metrics |= _as_floats(trainer)
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, Wandb):
+                logger.close(metrics, exit_code)
+    return metrics
+
+
+@contextmanager
+def _one_ending(trainer: Trainer, run: RunDirectory, interruption: Interruption) -> Iterator[None]:
+    """However this process ends, those that it started end too, and so does it if one of them fails."""
+
+    def end_others() -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+
+    try:
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            with watching_ranks(run, end_others):
+                yield
+        else:
+            yield
+    except Interrupted:
+        raise  # the others stop at the same step by themselves
+    except BaseException:
+        end_others()
+        if interruption.is_aborted:  # Lightning makes an exit of a second Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _as_floats(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _devices(trainer: Trainer) -> list[str]:
+    """What this node computes on."""
+    if trainer.strategy.root_device.type == "cuda":
+        return [torch.cuda.get_device_name(index) for index in trainer.device_ids]
+    return [f"{trainer.strategy.root_device.type}, {torch.get_num_threads()} threads"] * trainer.num_devices
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says to everybody; what it says about a run's own faults stays."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", f".*{message}")

@@ -1,0 +1,77 @@
+"""Who started this process: its rank, and what its fellow ranks and its later attempts have in common with it.
+
+Three ways lead to several processes. Lightning's own launcher starts the others from the first and tells them the
+run directory. torchrun and srun start all of them at once: they have to agree on one directory by themselves. And a
+preempted SLURM job is started again later: it has to find the directory it had.
+"""
+
+import os
+import socket
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitmae.errors import UserError
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+RANK_MARKERS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")
+"""What Lightning's launcher leaves in the environment of the process it starts the others from."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process came to be.
+
+    Attributes:
+        rank: over all processes of the run.
+        separate: the ranks were started side by side, by torchrun or srun, and not one by the other.
+        key: equal for all ranks of a job and for its later attempts; None where there are no others to find.
+        attempt: how often the job was started before.
+    """
+
+    rank: int = 0
+    separate: bool = False
+    key: str | None = None
+    attempt: int = 0
+
+    @property
+    def is_child(self) -> bool:
+        """Started by the first process of the run, which waits for it."""
+        return self.rank > 0 and not self.separate
+
+
+def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Read how this process was started from its environment.
+
+    Raises:
+        UserError: if ranks were started on several nodes without a name to agree by.
+    """
+    rank = next((int(environ[name]) for name in _RANK_VARIABLES if name in environ), 0)
+    if "TORCHELASTIC_RUN_ID" in environ:
+        attempt = int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return Launch(rank, True, f"torchrun-{_torchrun_name(environ)}", attempt)
+    if "SLURM_JOB_ID" in environ:
+        separate = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1
+        step = environ.get("SLURM_STEP_ID", "batch")
+        # one job may run several commands, one after the other: each is a run of its own
+        command = zlib.crc32("\0".join(sys.argv[1:]).encode())
+        key = f"slurm-{environ['SLURM_JOB_ID']}-{step}-{command:08x}"
+        alone = not separate and "LOCAL_RANK" not in environ
+        return Launch(0 if alone else rank, separate, key, int(environ.get("SLURM_RESTART_COUNT", 0)))
+    return Launch(rank)
+
+
+def _torchrun_name(environ: Mapping[str, str]) -> str:
+    """The rendezvous id; where none was given, the torchrun process itself, if all ranks have the same one."""
+    name = environ["TORCHELASTIC_RUN_ID"]
+    if name != "none":
+        return name
+    if environ.get("WORLD_SIZE") != environ.get("LOCAL_WORLD_SIZE"):
+        raise UserError("torchrun on several nodes needs --rdzv-id=NAME, so that all ranks agree on one run directory")
+    agent = os.getppid()
+    stat = Path(f"/proc/{agent}/stat")
+    # with its start time, because process ids are used again
+    started = stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else "0"
+    return f"{socket.gethostname()}-{agent}-{started}"

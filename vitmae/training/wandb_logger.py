@@ -1,0 +1,187 @@
+"""Weights & Biases: online where there is a key, offline where there is none, and never a reason for a run to stop.
+
+Everything is written below the run's directory first, so whatever the server did not take can be synced later.
+"""
+
+import logging
+import os
+import shlex
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vitmae.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+_STEP = "trainer/global_step"
+_log = logging.getLogger(__name__)
+
+
+def has_key() -> bool:
+    """Whether there is a key for the W&B server, in the environment or in the user's netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    places = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for path in map(Path.expanduser, map(Path, places)):
+        try:
+            if netrc(path).authenticators(_host()):
+                return True
+        except (OSError, NetrcParseError):
+            continue
+    return False
+
+
+def _host() -> str:
+    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+
+
+class Wandb(Logger):
+    """A W&B run that lives and resumes with a run directory.
+
+    Args:
+        run: its directory; the id of the W&B run is kept there, so that a resumed run goes on in the same one.
+        project: on the server.
+        entity: user or team; None is the key's own.
+        mode: ``auto`` is ``WANDB_MODE`` if that is set, else online with a key and offline without.
+        tags: for finding the run.
+        log_checkpoint: upload the checkpoint as an artifact: each new best, and the last one.
+        init_timeout: seconds to wait for the server before the run goes on offline.
+        finish_timeout: seconds to wait at the end for what is not uploaded yet.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        project: str = "vitmae",
+        entity: str | None = None,
+        mode: Mode = "auto",
+        tags: Sequence[str] = (),
+        log_checkpoint: bool = False,
+        init_timeout: float = 30,
+        finish_timeout: float = 60,
+    ) -> None:
+        super().__init__()
+        self._directory, self._project, self._entity, self._tags = run, project, entity, list(tags)
+        self._mode = mode if mode != "auto" else os.environ.get("WANDB_MODE", "online" if has_key() else "offline")
+        self._log_checkpoint = log_checkpoint
+        self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
+        self._run: Any = None
+        self._is_lost = False
+
+    @property
+    def name(self) -> str:
+        """The project on the server."""
+        return self._project
+
+    @property
+    def version(self) -> str | None:
+        """The id of the W&B run."""
+        return self._directory.summary().get("id")
+
+    def _start(self) -> Any:
+        """The W&B run, begun at its first use; says in one line which way it is logged."""
+        if self._run is not None:
+            return self._run
+        os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here, in one line
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._directory.path / "wandb"))  # where artifacts wait for upload
+        try:
+            self._run = self._init(self._mode)
+            why = "" if has_key() else ", no API key"
+        except Exception as error:
+            if self._mode != "online":
+                raise
+            import wandb
+
+            wandb.teardown()  # it holds the id of the run that did not come to be
+            self._run = self._init("offline")
+            why = f", {_host()} cannot be used: {str(error).splitlines()[0]}"
+        if self._run.offline:
+            _log.info("W&B: offline%s; upload with: %s", why, self._sync_command())
+        elif self._mode == "online":
+            _log.info("W&B: online at %s", self._run.url)
+        self._run.define_metric(_STEP)
+        self._run.define_metric("*", step_metric=_STEP)
+        return self._run
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        summary = self._directory.summary()
+        return wandb.init(
+            mode=mode, project=self._project, entity=self._entity, tags=self._tags, name=summary.get("name"),
+            id=summary.get("id"), resume="allow", dir=self._directory.path,
+            settings=wandb.Settings(silent=True, **self._timeouts),
+        )  # fmt: skip
+
+    def _attempt(self, action: Callable[[Any], Any]) -> None:
+        """Do something with the W&B run; the first failure is told, and nothing more is tried after it."""
+        if self._is_lost:
+            return
+        try:
+            action(self._start())
+        except Exception as error:
+            self._is_lost = True
+            remedy = f"; upload the rest with: {self._sync_command()}" if self._run else ""
+            _log.warning("W&B: no longer logged, %s%s", str(error).splitlines()[0], remedy)
+
+    def _sync_command(self) -> str:
+        return f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's settings, nested as they are."""
+        self._attempt(lambda run: run.config.update(params, allow_val_change=True))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Scalars by name, over the optimiser step."""
+        self._attempt(lambda run: run.log({**metrics, _STEP: step or 0}))
+
+    @rank_zero_only
+    def log_figure(self, key: str, figure: "Figure", step: int) -> None:
+        """A matplotlib figure as an image, over the optimiser step."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({key: wandb.Image(figure), _STEP: step})
+
+        self._attempt(send)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        """A new best checkpoint was written."""
+        self._upload(self._directory.best, "best")
+
+    def _upload(self, path: Path, alias: str) -> None:
+        if not self._log_checkpoint or not path.exists():
+            return
+
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"file": path.name})
+            artifact.add_file(str(path), name=path.name)  # copied: the next checkpoint takes this one's place
+            run.log_artifact(artifact, aliases=[alias])
+
+        self._attempt(send)
+
+    @rank_zero_only
+    def close(self, metrics: Mapping[str, float], exit_code: int) -> None:
+        """Send the final metrics and the last checkpoint, and wait for the upload as long as `finish_timeout` says."""
+        if self._run is None:
+            return
+        self._upload(self._directory.last, "last")
+        self._attempt(lambda run: run.summary.update(dict(metrics)))
+        self._attempt(lambda run: run.finish(exit_code))
+        self._run = None
