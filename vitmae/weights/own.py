@@ -1,0 +1,171 @@
+"""This project's own models: a checkpoint, a run directory, or a bundle; read, and built again.
+
+    run directory   `runs/<date>/<time>-<name>/`, which stands for its best checkpoint, or else its last
+    checkpoint      Lightning's file with `vitmae_config`, the settings of the run
+    bundle          a folder with `model.safetensors` and `model.json`
+
+Building again calls what the settings name, so it is done for names of this project only.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitmae.backbones.backbone import Backbone
+from vitmae.config import build
+from vitmae.errors import UserError
+from vitmae.weights.files import read_file, read_json
+from vitmae.weights.source import Source
+
+FORMAT = 1
+"""Of a bundle; one more when an older version could not read it."""
+CARRIED_WEIGHTS = ("weights",)
+"""Settings of a backbone or a model that say what to load into it, and are no arguments of it."""
+_CHECKPOINTS = ("best.ckpt", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model of this project as it was saved.
+
+    Attributes:
+        path: the file or folder that was read.
+        state: of the objective, under its own names.
+        settings: of the run, as plain values.
+        facts: what else is known, as far as it is: ``class_names``, ``metrics``, ``license`` and ``initial_weights``,
+            ``git_commit``.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective's class."""
+        return str(self.settings["model"]["_target_"]).rpartition(".")[2]
+
+
+def find(path: Path) -> Path | None:
+    """The checkpoint or bundle that a path stands for; None if nothing of this project lies there."""
+    if path.is_dir():
+        if (path / "model.json").is_file():
+            return path
+        candidates = (path / "checkpoints" / name for name in _CHECKPOINTS)
+        return next((file for file in candidates if file.is_file()), None)
+    return path if path.is_file() else None
+
+
+def read(path: Path) -> Saved:
+    """Read a checkpoint, a run directory or a bundle.
+
+    Raises:
+        UserError: there is none, it is damaged, not of this project, or from a newer version.
+    """
+    found = find(path)
+    if found is None:
+        raise UserError(f"{path}: there is no checkpoint, run directory or bundle")
+    saved = _read_bundle(found) if found.is_dir() else from_checkpoint(read_file(found), found)
+    if saved is None:
+        raise UserError(f"{path} is no checkpoint of this project: start a run from it with backbone.weights={path}")
+    return saved
+
+
+def from_checkpoint(content: Mapping[str, Any], path: Path) -> Saved | None:
+    """A checkpoint from its content; None if it is not of this project.
+
+    Raises:
+        UserError: it was written by a newer version.
+    """
+    if "vitmae_config" not in content:
+        return None
+    _refuse_newer(content.get("vitmae_format", 1), path)
+    facts = dict(content.get("vitmae_facts", {}))
+    run = path.resolve().parent.parent
+    for name, file, key in (("metrics", "summary.json", "metrics"), ("git_commit", "environment.json", "git")):
+        if (run / file).is_file() and (value := read_json(run / file).get(key)):
+            facts.setdefault(name, value.get("commit") if key == "git" else value)
+    return Saved(path, content["state_dict"], content["vitmae_config"], facts)
+
+
+def _read_bundle(folder: Path) -> Saved:
+    about = read_json(folder / "model.json")
+    if "vitmae_format" not in about:
+        raise UserError(f"{folder}/model.json is not that of a bundle of this project")
+    _refuse_newer(about["vitmae_format"], folder)
+    state = read_file(folder / "model.safetensors")
+    return Saved(folder, state, about["config"], {key: value for key, value in about.items() if key != "config"})
+
+
+def _refuse_newer(written: int, path: Path) -> None:
+    if written > FORMAT:
+        raise UserError(f"{path} was written by a newer vitmae: update this one")
+
+
+def as_source(saved: Saved, name: str) -> Source:
+    """Weights to load into another model; what was measured of the data (mean, deviation, baselines) stays behind."""
+    state = {key: tensor for key, tensor in saved.state.items() if "." in key or key == "mask_token"}
+    with torch.device("meta"):
+        grid_size = build_backbone(saved.settings).grid_size
+    return Source(
+        name, f"this project's {saved.objective}", state, {key: key for key in state}, grid_size=grid_size,
+        license=saved.facts.get("license"), settings=saved.settings,
+    )  # fmt: skip
+
+
+def build_backbone(settings: Mapping[str, Any]) -> Backbone:
+    """The backbone of a run's settings, with fresh weights.
+
+    Raises:
+        UserError: see `_trusted`, and what the backbone itself refuses.
+    """
+    backbone: Backbone = build(_trusted(settings["backbone"]))
+    return backbone
+
+
+def rebuild(saved: Saved) -> Any:
+    """The objective as it was saved, in eval mode.
+
+    Raises:
+        UserError: see `_trusted`, and if the weights are not those of the settings.
+    """
+    mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
+    node = _trusted(saved.settings["model"])
+    if "num_classes" in node:
+        node["num_classes"] = len(saved.state["head.bias"])
+    objective = build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+    try:
+        objective.load_state_dict(saved.state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{saved.path}: its weights are not those of its settings ({reason})") from error
+    return objective.eval()
+
+
+def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of saved settings, without what says which weights it once began with.
+
+    Building calls what a node names, and a file from elsewhere may name anything.
+
+    Raises:
+        UserError: it names something outside of this project.
+    """
+    foreign = [target for target in _targets(node) if not str(target).startswith("vitmae.")]
+    if foreign:
+        raise UserError(f"the saved settings build {foreign[0]}, which is not of this project: refused")
+    return {key: value for key, value in node.items() if key not in CARRIED_WEIGHTS}
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        yield from (value for key, value in node.items() if key == "_target_")
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)

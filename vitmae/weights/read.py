@@ -1,0 +1,65 @@
+"""Weights from wherever they are: one text -> tensors under this project's names.
+
+    a path   this project's checkpoint, run directory or bundle; FAIR's and timm's files; Google's .npz; a folder of
+             Hugging Face's or timm's
+    a name   timm's (`vit_base_patch16_224.mae`), or a repository on the Hugging Face hub (`facebook/vit-mae-base`)
+
+A path wins over a name.
+"""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+import timm
+
+from vitmae.errors import UserError
+from vitmae.weights import fair, google, hugging_face, own, timm_names
+from vitmae.weights.files import SUFFIXES, read_file, read_json
+from vitmae.weights.source import Source, unreadable
+
+
+def read_weights(source: str) -> Source:
+    """Read weights and translate their names; nothing is unpickled but tensors and plain types.
+
+    Args:
+        source: a path, a timm name or a hub repository, see above.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, is damaged or unsafe, or holds no vision transformer.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path, source)
+    if path.is_file():
+        return _read_file(path, source)
+    if source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES):
+        raise UserError(f"{source}: there is no such file or folder")
+    name = source.removeprefix("hf-hub:")
+    if timm.is_model(source.removeprefix("timm/")):
+        return timm_names.download(source)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _read_folder(hugging_face.download(name), name)
+    near = get_close_matches(source, timm.list_models(), 1)
+    hint = f": did you mean {near[0]}?" if near else ""
+    raise UserError(f"{source} is no file, folder, timm name or hub repository{hint}")
+
+
+def _read_file(path: Path, name: str) -> Source:
+    content = read_file(path)
+    saved = own.from_checkpoint(content, path)
+    if saved is not None:
+        return own.as_source(saved, name)
+    source = fair.read(content, name) or google.read(content, name) or timm_names.read(content, name)
+    if source is None:
+        raise unreadable(name, f"none of its {len(content)} entries is the patch embedding of timm, FAIR or Google")
+    return source
+
+
+def _read_folder(folder: Path, name: str) -> Source:
+    if own.find(folder) is not None:
+        return own.as_source(own.read(folder), name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no weights: a run directory, a bundle, or a folder with config.json is wanted")
+    source = timm_names.read_folder(folder, name) if "architecture" in read_json(folder / "config.json") else None
+    return source or hugging_face.read_folder(folder, name)

@@ -1,0 +1,120 @@
+"""Weights from elsewhere under this project's names, and what is known of them.
+
+This project's names are those of the modules: `backbone.vit.` and timm's names, `decoder.` and those of
+`vitmae.models.mae.Decoder`, `head.`, `fc_norm.` and `attn_pool.` of a classifier.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vitmae.errors import UserError
+from vitmae.tokens.patches import Size
+
+ENCODER = "backbone.vit."
+_ENCODER_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "blocks", "norm")
+_HEAD_PARTS = ("head", "fc_norm", "attn_pool")
+_PUBLISHED_MAE = re.compile(
+    r"mae_(pretrain|visualize|finetuned)_vit_(base|large|huge)|facebook/vit-mae-|vit_\w+\.mae\b"
+)
+_NOT_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|noncommercial|non-commercial|amlr")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights, translated.
+
+    Attributes:
+        name: what the user wrote.
+        format: what it turned out to be, in words.
+        state: tensors under this project's names.
+        names: for each of them, what it is called there.
+        unknown: what is there and has no name here.
+        grid_size: (grid_h, grid_w) that the positions were made for; None: not said, a square then.
+        license: of the weights, as an SPDX name in small letters; None: not said.
+        notes: what else a user should know, one line each.
+        settings: of the run that made them, where it was this project's; empty elsewhere.
+    """
+
+    name: str
+    format: str
+    state: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    unknown: tuple[str, ...] = ()
+    grid_size: Size | None = None
+    license: str | None = None
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> str | None:
+        """The class here of what was trained there, as far as its head and decoder tell."""
+        if self.settings:
+            return str(self.settings["model"]["_target_"]).rpartition(".")[2]
+        heads = {"decoder.pred.weight": "MAE", "head.weight": "Supervised"}
+        return next((objective for name, objective in heads.items() if name in self.state), None)
+
+
+def translate(
+    tensors: Mapping[str, Any], rename: Callable[[str], str | None]
+) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
+    """Rename tensors: (state, names, unknown) of a `Source`.
+
+    Args:
+        tensors: under their names; values that are no tensors are passed over.
+        rename: gives a name here, or None where there is none.
+    """
+    state: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    unknown = []
+    for theirs, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        ours = rename(theirs)
+        if ours is None:
+            unknown.append(theirs)
+        else:
+            state[ours], names[ours] = tensor, theirs
+    return state, names, tuple(unknown)
+
+
+def from_timm(name: str) -> str | None:
+    """A timm VisionTransformer's name in this project."""
+    part = name.partition(".")[0]
+    if part in _ENCODER_PARTS:
+        return ENCODER + name
+    return name if part in _HEAD_PARTS else None
+
+
+def without_prefix(tensors: Mapping[str, Any], landmark: str) -> dict[str, Any]:
+    """Take off what wrappers put before every name (`module.`, `_orig_mod.`, `model.`).
+
+    Args:
+        tensors: under their names.
+        landmark: a name that must be there, after any prefix.
+
+    Returns:
+        The tensors behind the prefix of the landmark; empty where it is missing.
+    """
+    prefix = next((name.removesuffix(landmark) for name in tensors if name.endswith(landmark)), None)
+    if prefix is None:
+        return {}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def published_license(name: str) -> str | None:
+    """The licence of the MAE authors' own weights, which copies of them elsewhere do not always say."""
+    return "cc-by-nc-4.0" if _PUBLISHED_MAE.search(name) else None
+
+
+def is_commercial(license_name: str | None) -> bool | None:
+    """Whether a licence allows commercial use; None where there is no licence to judge by."""
+    return None if license_name is None else _NOT_COMMERCIAL.search(license_name.lower()) is None
+
+
+def unreadable(name: str, expected: str) -> UserError:
+    """What is said of weights that are not those of a vision transformer."""
+    return UserError(f"{name} holds no vision transformer: {expected}")

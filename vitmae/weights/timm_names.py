@@ -1,0 +1,92 @@
+"""timm: a model's name, downloaded by timm; a file with timm's names; a folder or hub repository of timm's."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from vitmae.errors import UserError
+from vitmae.tokens.patches import Size, pair
+from vitmae.weights.files import first_line, read_file, read_json
+from vitmae.weights.source import Source, from_timm, published_license, translate, without_prefix
+
+LANDMARK = "patch_embed.proj.weight"
+_WRAPPERS = ("state_dict", "model")
+
+
+def download(name: str) -> Source:
+    """The weights of a timm name, from timm's cache or the hub.
+
+    Raises:
+        UserError: timm has none of that name, or they cannot be fetched.
+    """
+    model_name = name.removeprefix("timm/")
+    if not timm.is_model_pretrained(model_name):
+        near = get_close_matches(model_name, timm.list_models(pretrained=True), 1)
+        raise UserError(f"timm has no pretrained weights {model_name}" + (f": did you mean {near[0]}?" if near else ""))
+    try:
+        model: Any = timm.create_model(model_name, pretrained=True)
+    except Exception as error:  # a network fails in many ways, each library's its own
+        raise not_fetched(name, error) from error
+    embed: Any = getattr(model, "patch_embed", None)
+    grid_size = pair(embed.grid_size) if getattr(embed, "grid_size", None) else None
+    source = _source(name, f"timm {model_name}", model.state_dict(), grid_size, model.pretrained_cfg.get("license"))
+    if source is None:
+        raise UserError(f"{name} is a {type(model).__name__}, not a vision transformer on patches")
+    return source
+
+
+def read(content: Mapping[str, Any], name: str) -> Source | None:
+    """Translate a file with timm's names, bare or wrapped by timm's or Lightning's training; None if it is none."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    return _source(name, "timm's names", without_prefix(content, LANDMARK), None, published_license(name))
+
+
+def read_folder(folder: Path, name: str) -> Source | None:
+    """Translate a folder with timm's config.json, as timm's export and the hub have it; None if it is none.
+
+    Raises:
+        UserError: the weights beside it are missing or damaged.
+    """
+    config = read_json(folder / "config.json")
+    if "architecture" not in config:
+        return None
+    files = (folder / name for name in ("model.safetensors", "pytorch_model.bin"))
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        raise UserError(f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it")
+    architecture, about = config["architecture"], config.get("pretrained_cfg", {})
+    grid_size = _grid(architecture, config.get("model_args", {}))
+    tensors = without_prefix(read_file(file), LANDMARK)
+    return _source(name, f"timm {architecture}", tensors, grid_size, about.get("license"))
+
+
+def not_fetched(name: str, error: Exception) -> UserError:
+    """What is said where the network is needed and does not answer."""
+    reason = first_line(error)
+    return UserError(f"{name} cannot be downloaded ({reason}): see to the network, or copy it here and give its path")
+
+
+def _grid(architecture: str, arguments: Mapping[str, Any]) -> Size | None:
+    """The patch grid of a model, which is built without memory to see it; None for what timm does not know."""
+    try:
+        with torch.device("meta"):
+            embed: Any = timm.create_model(architecture, **arguments).patch_embed
+        return pair(embed.grid_size)
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+        return None
+
+
+def _source(
+    name: str, what: str, tensors: Mapping[str, Tensor], grid_size: Size | None, license_name: str | None
+) -> Source | None:
+    if not tensors:
+        return None
+    state, names, unknown = translate(tensors, from_timm)
+    return Source(name, what, state, names, unknown, grid_size=grid_size, license=license_name)
