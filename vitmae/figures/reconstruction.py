@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W image.
 """
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def reconstruction_figure(
     return figure
 
 
-def as_picture(images: Tensor) -> Tensor:
+def as_picture(images: Tensor) -> np.ndarray:
     """What can be shown of any channel count: (B, C, H, W) -> (B, H, W, 3), or (B, H, W) for fewer than 3 channels."""
     images = images.detach().float().cpu().clamp(0, 1)
-    return images[:, :3].permute(0, 2, 3, 1) if images.shape[1] >= 3 else images[:, 0]
+    return (images[:, :3].permute(0, 2, 3, 1) if images.shape[1] >= 3 else images[:, 0]).numpy()

@@ -40,9 +40,9 @@ class Effects(Callback):
         check_knobs(self.config, observed_knobs(trainer, pl_module))
         if trainer.is_global_zero:
             tables = [_run_table(trainer, pl_module), _group_table(trainer, pl_module)]
-            for console in (Console(), Console(file=self.path.open("w"), width=120)):
-                for table in tables:
-                    console.print(table)
+            Console().print(*tables, sep="\n")
+            with self.path.open("w") as kept:
+                Console(file=kept, width=120).print(*tables, sep="\n")
 
 
 def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
