@@ -57,6 +57,11 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
     assert (low, high) != bootstrap_ratio_interval(values, torch.ones(400, 1), 1)
 
 
+def test_bootstrap_resamples_numerator_and_denominator_together():
+    sizes = torch.randint(1, 100, (30, 2), generator=generator(2))
+    assert bootstrap_ratio_interval(sizes, 2 * sizes, 0) == (0.5, 0.5)
+
+
 def test_bootstrap_leaves_out_a_class_that_no_image_holds():
     ratio = torch.full((30, 1), 3.0)
     numerators, denominators = torch.cat([ratio, 0 * ratio], 1), torch.cat([2 * ratio, 0 * ratio], 1)

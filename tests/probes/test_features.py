@@ -67,6 +67,8 @@ def test_averages_are_taken_in_float32_and_stored_in_the_type_asked_for():
     assert low.pooled["avg"].dtype == low.patches.dtype == torch.float16
     assert not torch.equal(low.pooled["avg"], exact.pooled["avg"].half())
     torch.testing.assert_close(low.pooled["avg"].float(), exact.pooled["avg"], atol=0.1, rtol=0.05)
+    half = extract(backbone, batches(), normalize, dtype=torch.float16)
+    assert torch.equal(half.pooled["avg"], exact.pooled["avg"].half())
     with torch.autocast("cpu", torch.bfloat16):
         inside = extract(backbone, batches(), normalize)
     assert torch.equal(inside.pooled["avg"], exact.pooled["avg"])
@@ -111,9 +113,15 @@ def test_a_subset_takes_every_part_in_the_order_asked_for():
 
 
 def test_a_stratified_split_holds_out_the_fraction_of_every_class_and_depends_on_the_key_alone():
-    labels = torch.cat([torch.zeros(40), torch.ones(10), torch.full((2,), 2), torch.full((1,), 3)]).long()
+    labels = torch.tensor([0] * 40 + [1] * 10 + [2] * 2 + [3])
     rest, held_out = stratified_split(labels, 0.2, 5)
     assert torch.equal(torch.cat([rest, held_out]).sort().values, torch.arange(len(labels)))
     assert labels[held_out].bincount(minlength=4).tolist() == [8, 2, 1, 0]
     assert torch.equal(held_out, stratified_split(labels, 0.2, 5)[1])
     assert not torch.equal(held_out, stratified_split(labels, 0.2, 6)[1])
+
+
+def test_classes_of_one_size_are_split_at_different_places():
+    _, held_out = stratified_split(torch.arange(300) // 100, 0.2, 5)
+    places = (held_out % 100).view(3, 20)
+    assert len(places.unique(dim=0)) == 3

@@ -98,6 +98,15 @@ def test_a_nearer_neighbour_outvotes_several_far_ones():
     assert predict(query, bank, labels, num_classes=2, ks=[3], temperature=10.0)[3].item() == 1
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_tie_at_the_last_place_alone_goes_to_the_first_in_the_bank(k):
+    # as many nearer neighbours as places but one, then many at one distance
+    bank = torch.cat([torch.eye(4)[1:2].expand(300, 4), torch.eye(4)[:1] + 0.1 * torch.eye(4)[2:3]])
+    bank = torch.cat([bank, torch.eye(4)[:1]])
+    query = torch.tensor([[1.0, 0.5, 0.0, 0.0]])
+    assert nearest(query, bank, k)[1].tolist() == [[301, 300, 0][:k]]
+
+
 @pytest.mark.parametrize("tiles", [(100, 1), (7, 13), (64, 30), (200, 301)])
 def test_tiles_change_nothing(monkeypatch, tiles):
     # multiples of 1/8 and of equal length: products are exact, so ties are true ties, and there are many
@@ -113,6 +122,7 @@ def test_tiles_change_nothing(monkeypatch, tiles):
 def test_equal_neighbours_come_in_the_order_of_the_bank_also_when_all_are_equal():
     collapsed = torch.ones(90, 4)
     assert torch.equal(nearest(collapsed[:40], collapsed, 7)[1], torch.arange(7).expand(40, 7))
+    assert torch.equal(nearest(collapsed[:40], collapsed, 1)[1], torch.zeros(40, 1))
     repeated = F.one_hot(torch.arange(30) % 3).float()
     assert nearest(repeated[:1], repeated, 12)[1].tolist() == [[0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 1, 2]]
 
@@ -124,17 +134,18 @@ def test_a_zero_vector_is_no_neighbour_and_no_error():
 
 
 @pytest.mark.parametrize("memory", [400_000, 2_000_000])
+@pytest.mark.parametrize("ks", [(1, 5), (1, 5, 20, 100, 200)])
 @pytest.mark.parametrize("features", ["random", "collapsed", "half"])
-def test_working_tensors_stay_within_the_memory_allowed(memory, features):
+def test_working_tensors_stay_within_the_memory_allowed(memory, ks, features):
     bank, queries = normal(3000, 24), normal(250, 24, seed=1)
     if features == "collapsed":
         bank, queries = torch.ones_like(bank), torch.ones_like(queries)
     if features == "half":
         bank, queries = bank.half(), queries.half()
     labels = torch.arange(3000) % 10
-    answers = len([1, 5, 20, 100, 200]) * 250 * 8
+    answers = len(ks) * 250 * 8
     with PeakMemory() as measured:
-        predict(queries, bank, labels, num_classes=10, memory=memory)
+        predict(queries, bank, labels, num_classes=10, ks=ks, memory=memory)
     assert measured.peak <= memory + answers
     assert measured.peak > memory / 4
 
@@ -166,7 +177,7 @@ def test_a_k_above_the_bank_is_left_out_and_refused_if_there_is_no_other():
 
 
 def test_a_low_precision_setting_of_training_does_not_reach_the_neighbours():
-    bank = normal(500, 64)
+    bank = normal(500, 512)
     expected = nearest(bank, bank, 5)
     before = torch.get_float32_matmul_precision()
     try:
