@@ -1,17 +1,19 @@
 """What is looked at while a run trains: a kNN probe on frozen features, reconstruction panels, trivial baselines."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from lightning import Callback, Trainer
 from matplotlib.figure import Figure
+from torch.nn import functional as F
 
 from vitmae.batch import Batch
 from vitmae.figures.reconstruction import reconstruction_figure
 from vitmae.probes.collapse import feature_std, rankme
-from vitmae.probes.features import extract
+from vitmae.probes.features import Features, extract
 from vitmae.probes.knn import knn
 
 if TYPE_CHECKING:  # models stand above training; only the type is needed here
@@ -42,8 +44,9 @@ class OnlineProbe(Callback):
     """Every few epochs, classifies held-out images by their neighbours among training images.
 
     Features are those of the frozen backbone with nothing hidden. A low figure early on is no bug: MAE features are
-    not made for kNN (ImageNet, ViT-B, 100 epochs: 11 %), so compare it with the one of the untrained backbone, which
-    is logged at step 0, and not with other methods.
+    not made for kNN (ImageNet, ViT-B, 100 epochs: 11 %). So two references stand beside it, measured once at step 0 on
+    the same images: the untrained backbone (``probe/knn_untrained``) and raw pixels (``probe/knn_pixels``, of images
+    shrunk to 32 pixels where they are larger).
 
     Args:
         every_n_epochs: how often; the last epoch always counts.
@@ -53,11 +56,20 @@ class OnlineProbe(Callback):
 
     def __init__(self, every_n_epochs: int = 10, images: int = 10_000, k: int = 20) -> None:
         self.every_n_epochs, self.images, self.k = every_n_epochs, images, k
+        self.references: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
-        """Measure the untrained backbone, once."""
+        """Measure the references, once."""
         if trainer.global_step == 0:
             self._probe(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, float]:
+        """The references: a resumed run cannot measure them again."""
+        return self.references
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """The references of the run that is resumed."""
+        self.references = dict(state_dict)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
         """Measure when it is time."""
@@ -68,14 +80,15 @@ class OnlineProbe(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.num_classes is not None and trainer.is_global_zero:
             autocast = torch.bfloat16 if "bf16" in str(trainer.precision) else None
-            train, held_out = (
-                extract(pl_module.backbone, loader, pl_module.normalize, autocast=autocast)
-                for loader in data.probe_dataloaders(self.images)
-            )
-            k = min(self.k, len(train))
-            results = knn(train, held_out, ks=[k], device=pl_module.device)
-            values = {f"probe/knn_{pooling}": by_k[k].accuracy for pooling, by_k in results.items()}
+            loaders = data.probe_dataloaders(self.images)
+            encode = partial(extract, pl_module.backbone, normalize=pl_module.normalize, autocast=autocast)
+            train, held_out = (encode(loader) for loader in loaders)
+            values = {f"probe/knn_{pooling}": value for pooling, value in self._accuracy(train, held_out).items()}
             values["probe/knn"] = max(values.values())
+            if trainer.global_step == 0:
+                pixels = self._accuracy(*(_pixels(loader) for loader in loaders))
+                self.references = {"probe/knn_untrained": values["probe/knn"], "probe/knn_pixels": pixels["pixels"]}
+            values |= self.references
             for pooling, vectors in held_out.pooled.items():
                 values[f"probe/rankme_{pooling}"] = rankme(vectors)
                 values[f"probe/feature_std_{pooling}"] = feature_std(vectors)
@@ -83,6 +96,21 @@ class OnlineProbe(Callback):
                 logger.log_metrics(values, step=trainer.global_step)
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         trainer.strategy.barrier("probe")
+
+    def _accuracy(self, train: Features, held_out: Features) -> dict[str, float]:
+        """The share of held-out images that their neighbours name rightly, per pooling."""
+        k = min(self.k, len(train))
+        return {pooling: by_k[k].accuracy for pooling, by_k in knn(train, held_out, ks=[k]).items()}
+
+
+def _pixels(batches: Iterable[Batch]) -> Features:
+    """Raw pixels as features, of images shrunk to 32 pixels at most."""
+    vectors, labels = [], []
+    for batch in batches:
+        size = [min(side, 32) for side in batch.images.shape[2:]]
+        vectors.append(F.interpolate(batch.images.float(), size, mode="area").flatten(1))
+        labels.append(batch.labels)
+    return Features({"pixels": torch.cat(vectors)}, torch.cat(labels))
 
 
 class Panels(Callback):

@@ -1,0 +1,32 @@
+"""Two processes are one process with twice the batch: the same samples, the same masks, the same weights."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SETTINGS = [
+    "logger=none", "backbone.depth=1", "backbone.embed_dim=24", "data.crop=none", "trainer.precision=32-true", "trainer.max_steps=4",
+    "trainer.limit_val_batches=2", "probe.images=50", "panel.images=2", "trainer.num_sanity_val_steps=0",
+]  # fmt: skip
+
+
+def run(folder, *overrides):
+    command = [sys.executable, "-m", "vitmae.train", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mae", "masked_patch", "vit"])
+def test_two_processes_equal_one_process_with_twice_the_batch(model, tmp_path):
+    one = run(tmp_path / "one", f"model={model}", "trainer=cpu", "data.batch_size=32")
+    two = run(tmp_path / "two", f"model={model}", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+              "data.batch_size=16")
+    assert one["global_step"] == two["global_step"] == 4
+    for name, weight in one["state_dict"].items():
+        assert torch.allclose(weight, two["state_dict"][name], atol=2e-6), name

@@ -1,0 +1,128 @@
+"""What is looked at while a run trains."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+
+from tests.models.parts import OBJECTIVES
+from tests.training.runs import digits, tiny_objective, trainer
+from vitmae.errors import UserError
+from vitmae.training.online import LearnBaselines, OnlineProbe, Panels
+from vitmae.training.step_log import StepLog
+
+
+@pytest.fixture(autouse=True)
+def _lightning_hints():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", ".*LeafSpec")
+        yield
+
+
+class Kept(Logger):
+    """A logger that keeps what it is given."""
+
+    name, version = "kept", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_run_leaves_a_held_out_loss_a_probe_and_a_panel(kind, tmp_path):
+    data, logger, figures = digits(), Kept(), []
+    objective = tiny_objective(kind, data)
+    panels = Panels(tmp_path / "figures", lambda *args: figures.append(args), every_n_epochs=1, images=3)
+    run = trainer(tmp_path, [LearnBaselines(), OnlineProbe(every_n_epochs=1, images=200), panels, StepLog()], logger)
+    run.fit(objective, datamodule=data)
+    names = {name for _, row in logger.rows for name in row}
+    expected = {"train/loss", "train/lr", "val/loss", "probe/knn", "probe/knn_cls", "probe/knn_avg", "probe/rankme_avg",
+                "probe/knn_untrained", "probe/knn_pixels"}
+    if kind == "vit":
+        assert not (tmp_path / "figures").exists()
+        expected |= {"val/acc1", "val/acc5"}
+    else:
+        assert [step for _, _, step in figures] == [3, 6]
+        assert (tmp_path / "figures" / "reconstruction.png").stat().st_size > 1000
+        assert (tmp_path / "figures" / "reconstruction-step0000006.png").exists()
+        expected |= {"val/loss_mean_patch", "val/loss_visible_mean"}
+    assert expected <= names
+    probed = [step for step, row in logger.rows if "probe/knn" in row]
+    assert probed == [0, 3, 6]
+    references = {row["probe/knn_untrained"] for _, row in logger.rows if "probe/knn" in row}
+    assert references == {logger.rows[0][1]["probe/knn"]}
+
+
+def test_baselines_are_those_of_the_training_set_and_their_loss_is_logged(tmp_path):
+    data = digits()
+    objective = tiny_objective("mae", data)
+    run = trainer(tmp_path, [LearnBaselines(images=10_000)], max_epochs=1)
+    run.fit(objective, datamodule=data)
+    train, _ = data.probe_dataloaders(10_000)
+    from vitmae.tokens.patches import patchify
+
+    patches = torch.cat([patchify(objective.normalize(batch.images), (2, 2)) for batch in train])
+    assert torch.allclose(objective.mean_patch, patches.mean((0, 1)), atol=1e-5)
+    assert run.callback_metrics["val/loss_mean_patch"] == pytest.approx(patches.var(dim=(0, 1)).mean().item(), rel=0.1)
+
+
+def test_held_out_masks_are_fixed_so_an_untrained_model_validates_alike_twice(tmp_path):
+    data = digits()
+    objective = tiny_objective("mae", data)
+    run = trainer(tmp_path, [])
+    losses = [run.validate(objective, datamodule=data, verbose=False)[0]["val/loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+    smaller = digits(batch_size=50)
+    assert run.validate(objective, datamodule=smaller, verbose=False)[0]["val/loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_probe_changes_nothing_in_the_run(tmp_path):
+    weights = []
+    for callbacks in ([], [OnlineProbe(every_n_epochs=1, images=100), LearnBaselines()]):
+        torch.manual_seed(0)
+        data = digits()
+        objective = tiny_objective("mae", data)
+        trainer(tmp_path, callbacks).fit(objective, datamodule=data)
+        weights.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_the_references_of_the_probe_survive_a_resume():
+    probe, resumed = OnlineProbe(), OnlineProbe()
+    probe.references = {"probe/knn_untrained": 0.5}
+    resumed.load_state_dict(probe.state_dict())
+    assert resumed.references == probe.references
+
+
+def test_step_values_are_the_mean_over_the_steps_since_the_last_row_and_the_last_step_is_logged(tmp_path):
+    data, logger, seen = digits(), Kept(), []
+    objective = tiny_objective("mae", data)
+    measure = objective.measure
+
+    def recorded(batch):
+        metrics = measure(batch)
+        if objective.training:
+            seen.append(metrics["loss"].item())
+        return metrics
+
+    objective.measure = recorded
+    trainer(tmp_path, [StepLog()], logger, max_epochs=1, limit_train_batches=5).fit(objective, datamodule=data)
+    rows = {step: row["train/loss"] for step, row in logger.rows if "train/loss" in row}
+    assert rows == {2: pytest.approx(sum(seen[:2]) / 2), 4: pytest.approx(sum(seen[2:4]) / 2), 5: pytest.approx(seen[4])}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):
+    data = digits()
+    objective = tiny_objective("mae", data)
+    objective.decoder.pred.bias.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite at step 2"):
+        trainer(tmp_path, [StepLog()]).fit(objective, datamodule=data)
