@@ -1,6 +1,9 @@
 """Requests in, batches out: in this process, or by workers that each make whole batches."""
 
+import gc
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -47,13 +50,21 @@ class Loader:
                 collate_fn=_as_it_is,
                 pin_memory=pin_memory,
                 persistent_workers=True,
+                worker_init_fn=_leave_alone,
             )
+            # Workers that are left to the garbage collector's order of things are not told to stop, and are waited
+            # for: their queues may be closed before. This keeps both out of its hands.
+            weakref.finalize(self, _stop, self._workers)
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = map(self.reader.__getitem__, self.requests) if self._workers is None else self._workers
+        if self._workers is None:
+            batches: Iterator[Any] = map(self.reader.__getitem__, self.requests)
+        else:
+            with _no_garbage_collection():                               # workers start without it
+                batches = iter(self._workers)
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
@@ -85,3 +96,24 @@ class _Guarded(Dataset[Any]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _leave_alone(worker: int) -> None:
+    """What a worker has inherited is not its to tidy up, nor worth copying to find that out."""
+    gc.freeze()
+    gc.enable()
+
+
+def _stop(workers: DataLoader[Any]) -> None:
+    workers._iterator = None
