@@ -6,11 +6,15 @@ The same code writes encoders alone (`mae_pretrain_vit_base.pth`), encoders with
 user trains with it) and classifiers (`mae_finetuned_…`).
 """
 
-import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from vitmae.weights.source import Source, from_timm, published_license, translate, without_prefix
+import torch
+
+from vitmae.weights.own import Saved
+from vitmae.weights.plain_vit import cannot_hold, require_encoder_only, require_plain_vit
+from vitmae.weights.source import ENCODER, Source, from_timm, published_license, translate, without_prefix
 
 _DECODER = {
     "decoder_embed.": "decoder.embed.",
@@ -53,9 +57,38 @@ def from_fair(name: str) -> str | None:
     return from_timm(name)
 
 
-def to_fair(name: str) -> str | None:
-    """This project's name in the MAE authors' code; None where it has none."""
+def to_fair(name: str) -> str:
+    """This project's name in the MAE authors' code."""
     for theirs, ours in _DECODER.items():
         if name == ours or (ours.endswith(".") and name.startswith(ours)):
             return theirs + name.removeprefix(ours)
-    return re.sub(r"^backbone\.vit\.", "", name) if name.startswith("backbone.vit.") else None
+    return name.removeprefix(ENCODER)
+
+
+def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
+    """Write `mae.pth`, `finetune.pth` of a classifier, or `encoder.pth`.
+
+    Args:
+        objective: as `rebuild` makes it.
+        saved: what it was made from.
+        what: full, with decoder or head, or encoder.
+        folder: an existing one.
+
+    Raises:
+        UserError: the MAE authors' code has no such model.
+    """
+    backbone, kind = objective.backbone, saved.objective
+    require_plain_vit(backbone, "fair")
+    if kind == "MaskedPatch":
+        require_encoder_only(kind, what, "fair")
+    if kind == "Supervised" and what == "full" and objective.pool == "map":
+        raise cannot_hold("fair", "its classifiers read CLS or the average, and this one pools by attention")
+    if backbone.grid_size[0] != backbone.grid_size[1] or backbone.patch_size[0] != backbone.patch_size[1]:
+        raise cannot_hold("fair", "its files do not say their grid, which is taken for a square")
+    kept = ("backbone.", "decoder.", "head.", "fc_norm.") if what == "full" else ("backbone.",)
+    tensors = {to_fair(name): tensor for name, tensor in saved.state.items() if name.startswith(kept)}
+    content: dict[str, Any] = {"model": tensors}
+    if saved.facts.get("license"):
+        content["license"] = saved.facts["license"]
+    name = {"MAE": "mae", "Supervised": "finetune"}[kind] if what == "full" else "encoder"
+    torch.save(content, folder / f"{name}.pth")

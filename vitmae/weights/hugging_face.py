@@ -32,7 +32,7 @@ _TO_HUB: tuple[tuple[re.Pattern[str], Any], ...] = (
 )
 """From the names in memory, and those that 5.x writes, to the hub's."""
 
-_NAMES = {
+NAMES = {
     "embeddings.cls_token": ENCODER + "cls_token",
     "embeddings.position_embeddings": ENCODER + "pos_embed",
     "embeddings.patch_embeddings.projection.": ENCODER + "patch_embed.proj.",
@@ -48,7 +48,7 @@ _NAMES = {
 }
 """Names there and names here; a full stop at the end stands for all that follows."""
 
-_IN_BLOCK = {
+IN_BLOCK = {
     "layernorm_before.": "norm1.",
     "attention.attention.qkv.": "attn.qkv.",
     "attention.output.dense.": "attn.proj.",
@@ -104,7 +104,7 @@ def read_folder(folder: Path, name: str) -> Source:
 
 def from_hub(name: str) -> str | None:
     """A hub file's name, query, key and value fused, in this project."""
-    for theirs, ours in _NAMES.items():
+    for theirs, ours in NAMES.items():
         if name == theirs:
             return ours
         if theirs.endswith(".") and name.startswith(theirs):
@@ -115,7 +115,7 @@ def from_hub(name: str) -> str | None:
 
 def _in_block(ours: str, rest: str) -> str | None:
     number, _, part = rest.partition(".")
-    for theirs, here in _IN_BLOCK.items():
+    for theirs, here in IN_BLOCK.items():
         if part.startswith(theirs):
             return f"{ours}{number}.{here}{part.removeprefix(theirs)}"
     return None

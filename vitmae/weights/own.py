@@ -18,6 +18,7 @@ from torch import Tensor
 from vitmae.backbones.backbone import Backbone
 from vitmae.config import build
 from vitmae.errors import UserError
+from vitmae.tokens.patches import pair
 from vitmae.weights.files import read_file, read_json
 from vitmae.weights.source import Source
 
@@ -49,6 +50,11 @@ class Saved:
     def objective(self) -> str:
         """The name of the objective's class."""
         return str(self.settings["model"]["_target_"]).rpartition(".")[2]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the decoder or head is there too."""
+        return bool(self.facts.get("what", "full") == "full")
 
 
 def find(path: Path) -> Path | None:
@@ -129,22 +135,32 @@ def build_backbone(settings: Mapping[str, Any]) -> Backbone:
 
 
 def rebuild(saved: Saved) -> Any:
-    """The objective as it was saved, in eval mode.
+    """The objective as it was saved, in eval mode; of an encoder alone, all else in it is fresh.
 
     Raises:
         UserError: see `_trusted`, and if the weights are not those of the settings.
     """
-    mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     node = _trusted(saved.settings["model"])
     if "num_classes" in node:
-        node["num_classes"] = len(saved.state["head.bias"])
+        node["num_classes"] = len(saved.state["head.bias"]) if saved.is_full else 1
+    mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     objective = build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
     try:
-        objective.load_state_dict(saved.state)
+        missing = objective.load_state_dict(saved.state, strict=saved.is_full).missing_keys
+        if any(name.startswith("backbone.") for name in missing):
+            raise RuntimeError(f"{missing[0]} is missing")
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{saved.path}: its weights are not those of its settings ({reason})") from error
     return objective.eval()
+
+
+def crop_pct(settings: Mapping[str, Any]) -> float:
+    """The share of an image's shorter side that a run saw in evaluation: as set, else as for photographs."""
+    given = settings.get("data", {}).get("crop_pct")
+    if given is not None:
+        return float(given)
+    return 0.875 if 96 <= min(pair(settings["backbone"]["img_size"])) <= 224 else 1.0
 
 
 def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,262 @@
+"""In -> out -> in gives the same tensors, for every format that holds the same parts; and others open what is written."""
+
+import json
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, ViTForImageClassification, ViTMAEForPreTraining, ViTModel
+
+from tests.weights.parts import build, given_mask, random_images, save_checkpoint, settings
+from vitmae.errors import UserError
+from vitmae.weights import own
+from vitmae.weights.read import read_weights
+from vitmae.weights.write import write_weights
+
+SQUARE = {"img_size": [24, 24]}
+HYBRID = {"name": "vit_small_r26_s32_224", "img_size": [64, 64], "depth": 1, "patch_size": None}
+REGISTERS = {"name": "vit_base_patch14_reg4_dinov2"}
+CLASSES = list("abcdefghij")
+
+
+def saved_model(folder, kind="mae", backbone=SQUARE, facts=None, **model):
+    made = build(kind, backbone, **model)
+    path = save_checkpoint(folder / "run.ckpt", made, settings(kind, backbone, **model), **facts or {})
+    return made, own.read(path)
+
+
+def export(folder, layout, what="full", kind="mae", backbone=SQUARE, **model):
+    """An objective, and the folder of its export."""
+    facts = {"class_names": CLASSES, "license": "mit", "initial_weights": "somewhere"}
+    made, saved = saved_model(folder, kind, backbone, facts, **model)
+    write_weights(saved, layout, what, folder / layout)
+    return made, folder / layout
+
+
+def place(folder, layout):
+    """What a user would name to load such an export."""
+    return next(folder.glob("*.pth")) if layout == "fair" else folder
+
+
+@pytest.mark.parametrize("layout", ["bundle", "hf", "fair"])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_an_mae_with_its_decoder_comes_back_the_same(tmp_path, layout, fixed):
+    mae, folder = export(tmp_path, layout, fixed_positions=fixed, decoder_depth=2)
+    state = read_weights(str(place(folder, layout))).state
+    wanted = {name: tensor for name, tensor in mae.state_dict().items() if "." in name}
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("layout", ["bundle", "timm", "hf", "fair"])
+@pytest.mark.parametrize("kind", ["mae", "masked_patch", "vit"])
+def test_an_encoder_comes_back_the_same_from_every_format(tmp_path, layout, kind):
+    made, folder = export(tmp_path, layout, "encoder", kind)
+    source = read_weights(str(place(folder, layout)))
+    wanted = {name: tensor for name, tensor in made.state_dict().items() if name.startswith("backbone.")}
+    assert source.state.keys() == wanted.keys()
+    assert all(torch.equal(source.state[name], wanted[name]) for name in wanted)
+    assert layout == "hf" or source.license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("layout", "pool"), [("bundle", "cls"), ("bundle", "avg"), ("bundle", "map"), ("timm", "cls"), ("timm", "avg"),
+                         ("timm", "map"), ("hf", "cls"), ("fair", "cls"), ("fair", "avg")]
+)  # fmt: skip
+def test_a_classifier_with_its_head_comes_back_the_same(tmp_path, layout, pool):
+    vit, folder = export(tmp_path, layout, kind="vit", pool=pool)
+    state = read_weights(str(place(folder, layout))).state
+    wanted = {name: tensor for name, tensor in vit.state_dict().items() if "." in name}
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("backbone", [{"img_size": [16, 24]}, {"img_size": [24, 24], "in_chans": 4}, REGISTERS, HYBRID])
+@pytest.mark.parametrize("layout", ["bundle", "timm"])
+def test_rectangles_channels_registers_and_hybrids_keep_their_grid(tmp_path, layout, backbone):
+    made, folder = export(tmp_path, layout, "encoder", backbone=backbone)
+    source = read_weights(str(folder))
+    assert source.grid_size == made.backbone.grid_size
+    assert all(torch.equal(tensor, source.state[f"backbone.{name}"]) for name, tensor in made.backbone.state_dict().items())
+
+
+# -- others open it ----------------------------------------------------------------------------------------------------
+
+
+def test_transformers_opens_an_mae_and_has_the_same_loss(tmp_path):
+    mae, folder = export(tmp_path, "hf", decoder_depth=2, decoder_embed_dim=64)
+    theirs, report = ViTMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    images, (noise, mask) = random_images(mae.backbone), given_mask(mae)
+    with torch.no_grad():
+        out = theirs.eval()(images, noise=noise)
+        assert abs(out.loss - mae.loss(images, mask)) < 1e-5
+        assert (out.logits - mae.reconstruct(images, mask)).abs().max() < 1e-4
+
+
+def test_transformers_opens_a_classifier_with_its_classes_and_prepares_images_as_in_training(tmp_path):
+    vit, folder = export(tmp_path, "hf", kind="vit")
+    theirs = ViTForImageClassification.from_pretrained(folder).eval()
+    assert theirs.config.id2label == dict(enumerate(CLASSES))
+    pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    prepared = AutoImageProcessor.from_pretrained(folder)(list(pixels), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(prepared, vit.normalize(pixels), atol=1e-5)
+    with torch.no_grad():
+        assert (theirs(prepared).logits - vit(vit.normalize(pixels))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mae", "masked_patch", "vit"])
+def test_transformers_opens_an_encoder_even_of_rectangles(tmp_path, kind):
+    made, folder = export(tmp_path, "hf", "encoder", kind, {"img_size": [16, 24]})
+    theirs, report = ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    assert not report["missing_keys"]
+    images = random_images(made.backbone)
+    with torch.no_grad():
+        assert (theirs.eval()(images).last_hidden_state - made.backbone(images)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg", "map"])
+def test_timm_opens_a_classifier(tmp_path, pool):
+    vit, folder = export(tmp_path, "timm", kind="vit", pool=pool)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = random_images(vit.backbone)
+    with torch.no_grad():
+        assert (theirs(images) - vit(images)).abs().max() < 1e-4
+    assert theirs.pretrained_cfg["license"] == "mit"
+    assert theirs.pretrained_cfg["mean"] == pytest.approx([0.45] * 3)
+    assert theirs.pretrained_cfg["label_names"] == CLASSES
+
+
+@pytest.mark.parametrize("backbone", [SQUARE, {"img_size": [16, 24], "in_chans": 1}, REGISTERS, HYBRID])
+def test_timm_opens_an_encoder(tmp_path, backbone):
+    mae, folder = export(tmp_path, "timm", "encoder", backbone=backbone)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = random_images(mae.backbone)
+    with torch.no_grad():
+        assert (theirs.forward_features(images) - mae.backbone(images)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [pytest.param("mae", "encoder", marks=pytest.mark.slow), ("vit", "full"), ("mae", "full")]
+)
+def test_onnx_agrees_at_any_batch_size(tmp_path, kind, what):
+    shallow = {"decoder_depth": 1} if kind == "mae" else {}
+    made, folder = export(tmp_path, "onnx", what, kind, {"img_size": [16, 24], "depth": 1}, **shallow)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    pixels = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8)
+    images = made.normalize(pixels)
+    inputs = {"images": (pixels / 255).numpy()}
+    for size in (1, 5):
+        with torch.no_grad():
+            if kind == "vit":
+                wanted = [made(images)]
+            elif what == "encoder":
+                wanted = [made.backbone(images)]
+            else:
+                noise, mask = given_mask(made, 5)
+                inputs["noise"] = noise.numpy()
+                wanted = [made.reconstruct(images, mask), mask.mask]
+        got = session.run(None, {name: values[:size] for name, values in inputs.items()})
+        for ours, theirs in zip(wanted, got, strict=True):
+            assert np.allclose(ours[:size].numpy(), theirs, atol=1e-4)
+    assert [output.name for output in session.get_outputs()] == {
+        "vit": ["logits"], "mae": ["latent"] if what == "encoder" else ["prediction", "mask"]}[kind]
+
+
+def test_a_torch_export_program_agrees_at_any_batch_size(tmp_path):
+    vit, folder = export(tmp_path, "torch_export", kind="vit", backbone={"img_size": [16, 24], "depth": 1})
+    program = torch.export.load(folder / "model.pt2").module()
+    pixels = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8)
+    with torch.no_grad():
+        for size in (1, 5):
+            assert torch.allclose(program(pixels[:size] / 255), vit(vit.normalize(pixels[:size])), atol=1e-5)
+
+
+# -- the bundle --------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_says_all_there_is_to_say(tmp_path):
+    facts = {"class_names": CLASSES, "license": "cc-by-nc-4.0", "initial_weights": "vit_base_patch16_224.mae",
+             "metrics": {"val/acc1": 0.75}, "git_commit": "abc"}  # fmt: skip
+    vit, saved = saved_model(tmp_path, "vit", {"img_size": [16, 24]}, facts)
+    write_weights(saved, "bundle", "full", tmp_path / "bundle")
+    about = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    assert {name: about[name] for name in facts} == facts
+    assert about["objective"] == "Supervised"
+    assert about["architecture"]["grid_size"] == [4, 6]
+    assert about["architecture"]["in_chans"] == 3
+    assert about["mean"] == vit.mean.flatten().tolist()
+    again = own.read(tmp_path / "bundle")
+    assert again.settings == saved.settings
+    assert all(torch.equal(tensor, vit.state_dict()[name]) for name, tensor in own.rebuild(again).state_dict().items())
+
+
+def test_a_bundles_card_has_the_hubs_metadata_and_warns_of_the_licence(tmp_path):
+    _, folder = export(tmp_path, "bundle", kind="vit")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "vitmae"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.license == "mit"
+    assert "does not allow commercial use" not in card.text
+    _, saved = saved_model(tmp_path / "nc", facts={"license": "cc-by-nc-4.0", "metrics": {"val/loss": 0.25}})
+    write_weights(saved, "bundle", "encoder", tmp_path / "nc" / "bundle")
+    card = ModelCard.load(tmp_path / "nc" / "bundle" / "README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert "does not allow commercial use" in card.text
+    assert re.search(r"\| val/loss \| 0.25 \|", card.text)
+    assert "encoder only" in card.text
+    assert "reconstruct(" not in card.text
+
+
+def test_an_encoders_bundle_is_built_again_and_exports_no_decoder(tmp_path):
+    mae, folder = export(tmp_path, "bundle", "encoder")
+    saved = own.read(folder)
+    images = random_images(mae.backbone)
+    assert torch.equal(own.rebuild(saved).backbone(images), mae.backbone(images))
+    with pytest.raises(UserError, match="holds an encoder alone"):
+        write_weights(saved, "fair", "full", tmp_path / "fair")
+    write_weights(saved, "fair", "encoder", tmp_path / "fair")
+    assert (tmp_path / "fair" / "encoder.pth").exists()
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "what", "kind", "backbone", "model", "reason"),
+    [
+        ("timm", "full", "mae", SQUARE, {}, "what MAE predicts with; export what=encoder"),
+        ("hf", "full", "masked_patch", SQUARE, {}, "what MaskedPatch predicts with; export what=encoder"),
+        ("fair", "full", "masked_patch", SQUARE, {}, "what MaskedPatch predicts with"),
+        ("onnx", "full", "masked_patch", SQUARE, {}, "what MaskedPatch predicts with"),
+        ("hf", "encoder", "vit", SQUARE, {"pool": "avg"}, "pool=avg"),
+        ("hf", "full", "vit", SQUARE, {"pool": "map"}, "pool=map"),
+        ("fair", "full", "vit", SQUARE, {"pool": "map"}, "pools by attention"),
+        ("hf", "full", "mae", {"img_size": [16, 24]}, {}, "square images and patches only"),
+        ("fair", "full", "mae", {"img_size": [16, 24]}, {}, "do not say their grid"),
+        ("hf", "encoder", "mae", REGISTERS, {}, "no register tokens"),
+        ("fair", "encoder", "mae", {"name": "vit_small_patch14_dinov2"}, {}, "no place for 0.ls1.gamma"),
+        ("hf", "encoder", "mae", HYBRID, {}, "patches come from a ResNet"),
+    ],
+)
+def test_a_format_that_cannot_hold_the_model_says_so_in_one_line_and_leaves_nothing(
+    tmp_path, layout, what, kind, backbone, model, reason
+):
+    _, saved = saved_model(tmp_path / "run", kind, backbone, **model)
+    with pytest.raises(UserError, match=rf"format={layout} cannot hold this model.*{reason}") as error:
+        write_weights(saved, layout, what, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_nothing_is_written_over(tmp_path):
+    _, folder = export(tmp_path, "bundle")
+    with pytest.raises(UserError, match="is there already"):
+        write_weights(own.read(folder), "bundle", "full", folder)
+    with pytest.raises(UserError, match="format is one of"):
+        write_weights(own.read(folder), "tensorflow", "full", tmp_path / "tf")

@@ -1,0 +1,82 @@
+"""A model card: what a model is, how it was made and how it is used, with the hub's metadata in front."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vitmae.weights.source import is_commercial
+
+_TITLES = {"MAE": "masked autoencoder", "MaskedPatch": "masked patch prediction", "Supervised": "supervised ViT"}
+_PAPERS = {"MAE": "2111.06377", "MaskedPatch": "2010.11929", "Supervised": "2010.11929"}
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """The text of README.md.
+
+    Args:
+        about: the content of a bundle's model.json.
+    """
+    architecture, kind, is_encoder = about["architecture"], about["objective"], about["what"] == "encoder"
+    title = f"{architecture['name']}, {_TITLES.get(kind, kind)}" + (", encoder only" if is_encoder else "")
+    height, width = architecture["img_size"]
+    facts = {
+        "objective": _TITLES.get(kind, kind),
+        "predicts": about["target"],
+        "holds": "the encoder; what it predicted with is left out" if is_encoder else "all that was trained",
+        "images": f"{height} x {width} pixels, {architecture['in_chans']} channels, mean {_numbers(about['mean'])}, "
+                  f"std {_numbers(about['std'])} of pixels in [0, 1]",
+        "patches": "{} x {} of {} x {} pixels".format(*architecture["grid_size"], *architecture["patch_size"]),
+        "encoder": f"{architecture['depth']} blocks of width {architecture['embed_dim']}, {architecture['num_heads']} "
+                   f"heads, {architecture['parameters'] / 1e6:.1f} M parameters",
+        "began with": about["initial_weights"] or "random weights",
+        "code": f"vitmae at {about['git_commit']}" if about["git_commit"] else "vitmae",
+    }  # fmt: skip
+    parts = [
+        _header(about), f"# {title}",
+        "\n".join(f"- {name}: {text}" for name, text in facts.items()),
+        "## Use", _use(about), "## Numbers", _metrics(about["metrics"]), "## Licence", _license(about["license"]),
+        "## Settings", f"```json\n{json.dumps(about['config'], indent=2)}\n```",
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _header(about: Mapping[str, Any]) -> str:
+    """The hub's metadata: YAML, of which every JSON text is one."""
+    classifies = about["objective"] == "Supervised" and about["what"] == "full"
+    fields: dict[str, Any] = {
+        "library_name": "vitmae",
+        "pipeline_tag": "image-classification" if classifies else "image-feature-extraction",
+        "tags": ["vitmae", "vision-transformer", _TITLES.get(about["objective"], "vision").replace(" ", "-"),
+                 f"arxiv:{_PAPERS.get(about['objective'], '2010.11929')}"],
+    }  # fmt: skip
+    if about["license"]:
+        fields["license"] = about["license"]
+    return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
+
+
+def _use(about: Mapping[str, Any]) -> str:
+    lines = ["import vitmae", "", 'model = vitmae.load("path/to/this/folder")',
+             'vectors = model.encode(["photo.jpg"])           # one vector per image']  # fmt: skip
+    if about["what"] == "full" and about["objective"] == "MAE":
+        lines.append('picture = model.reconstruct("photo.jpg", mask=0.75)')
+    if about["what"] == "full" and about["objective"] == "Supervised":
+        lines.append('classes = model.predict(["photo.jpg"])')
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _metrics(metrics: Mapping[str, float] | None) -> str:
+    if not metrics:
+        return "None were kept with these weights."
+    rows = [f"| {name} | {value:.5g} |" for name, value in sorted(metrics.items())]
+    return "\n".join(["At the end of the run.", "", "| metric | value |", "|---|---|", *rows])
+
+
+def _license(name: str | None) -> str:
+    if name is None:
+        return "Not said: these weights began at random, or with weights whose licence is not known."
+    warning = " It does not allow commercial use." if is_commercial(name) is False else ""
+    return f"The weights that this model began with are under {name}.{warning}"
+
+
+def _numbers(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

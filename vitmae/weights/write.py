@@ -1,0 +1,67 @@
+"""A model of this project -> files for elsewhere, one format each; read back, they are the same tensors.
+
+    bundle         all there is, for this project
+    timm           `timm.create_model` opens it
+    hf             Hugging Face's library opens it
+    fair           the MAE authors' code opens it
+    onnx           onnxruntime runs it
+    torch_export   torch runs it without this project
+
+`full` has the decoder or head, `encoder` has not.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vitmae.errors import UserError
+from vitmae.weights import bundle, fair, graph, to_hugging_face, to_timm
+from vitmae.weights.own import Saved, rebuild
+
+Layout = Literal["bundle", "timm", "hf", "fair", "onnx", "torch_export"]
+What = Literal["encoder", "full"]
+
+_WRITERS: dict[str, Callable[[Any, Saved, str, Path], None]] = {
+    "bundle": bundle.write,
+    "timm": to_timm.write,
+    "hf": to_hugging_face.write,
+    "fair": fair.write,
+    "onnx": graph.write_onnx,
+    "torch_export": graph.write_torch_export,
+}
+
+
+def write_weights(saved: Saved, layout: Layout, what: What, folder: Path) -> list[Path]:
+    """Export a model; a failure leaves nothing behind.
+
+    Args:
+        saved: see `vitmae.weights.own.read`.
+        layout: the format.
+        what: with decoder or head, or without.
+        folder: to be made; it must not be there yet.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: the folder is there already, or the format cannot hold the model.
+    """
+    if layout not in get_args(Layout) or what not in get_args(What):
+        raise UserError(f"format={layout} what={what}: format is one of {', '.join(get_args(Layout))}, "
+                        f"and what is encoder or full")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already: give another out=, or remove it")
+    if what == "full" and not saved.is_full:
+        raise UserError(f"{saved.path} holds an encoder alone: export what=encoder")
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _WRITERS[layout](rebuild(saved), saved, what, part)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sorted(folder.iterdir())
