@@ -111,7 +111,10 @@ class Folder:
         root = Path(path).expanduser() if isinstance(path, str) and not has_magic(path) else Path(os.curdir)
         images = {}
         for split, files in listed.items():
-            strangers = sorted(str(name) for name, _ in files if classes and name not in numbers)
+            strangers = sorted(str(name or "") for name, _ in files if classes and name not in numbers)
+            if strangers and not strangers[0]:
+                raise UserError(f"{places[split]} has images outside of a class folder, unlike the training images: "
+                                "sort them into the same class folders")
             if strangers:
                 raise UserError(f"class {strangers[0]} of {places[split]} is not among the training classes: "
                                 "add training images of it, or remove it")

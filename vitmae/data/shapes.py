@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitmae.data.splits import Paths, RenderedImages, Splits, Stats
 from vitmae.errors import UserError
-from vitmae.randomness import fold, fold_indices, uniform
+from vitmae.randomness import fold, fold_each, fold_indices, uniform
 
 CLASSES = ("disc", "ring", "half disc", "crescent", "triangle", "square", "cross", "star")
 
@@ -83,7 +83,7 @@ def _draw(indices: Tensor, key: int, size: tuple[int, int], in_chans: int) -> tu
     unit = min(size) / 2                                                 # in pixels
     y = (torch.arange(size[0]) + 0.5 - size[0] / 2).view(1, -1, 1) / unit
     x = (torch.arange(size[1]) + 0.5 - size[1] / 2).view(1, 1, -1) / unit
-    draws = _Draws(fold_indices(key, indices), 32 + 6 * in_chans)
+    draws = _Draws(fold_indices(key, indices))
 
     ground = 0.1 + 0.8 * draws.take(in_chans)                            # (B, C)
     pixels = _paint(ground, draws, x, y)                                 # (B, C, H, W)
@@ -109,13 +109,13 @@ def _draw(indices: Tensor, key: int, size: tuple[int, int], in_chans: int) -> tu
 class _Draws:
     """Uniform numbers of each picture, taken one after the other."""
 
-    def __init__(self, keys: Tensor, count: int) -> None:
-        self.numbers, self.taken = uniform(keys, count), 0
+    def __init__(self, keys: Tensor) -> None:
+        self.keys, self.taken = keys, 0
 
     def take(self, count: int) -> Tensor:
         """The next numbers of each picture: (B, count) in [0, 1)."""
-        self.taken += count
-        return self.numbers[:, self.taken - count:self.taken]
+        self.taken += 1
+        return uniform(fold_each(self.keys, self.taken), count)
 
 
 def _paint(colour: Tensor, draws: _Draws, x: Tensor, y: Tensor) -> Tensor:
