@@ -4,6 +4,7 @@ A mistake of the user's ends in one line on stderr and exit code 2, whoever find
 of the settings, or a constructor. A fault of this project keeps its traceback and ends in 1, an interrupted run in 75.
 """
 
+import json
 import os
 import re
 import sys
@@ -52,16 +53,16 @@ def command(
     def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing them
         before, codes = sys.argv, [0]
-        arguments = [_quoted(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        flags, overrides = split_arguments(sys.argv[1:] if arguments is None else arguments)
+        arguments = [*flags, *map(quoted, overrides)]  # Hydra wants its flags on one side of the overrides
         sys.argv = [before[0], *arguments]
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
             return 0
-        _register_resolvers()
         try:
             if prepare is not None:
                 sys.argv[1:] = prepare(arguments)
-            sys.argv[1:] += _quiet_rank(task)
+            sys.argv[1:] += _quiet_rank() + _short_names(flags, overrides)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
         except (HydraException, OmegaConfBaseException) as error:
             codes.append(report(UserError(_explain(error, config_name, arguments))))
@@ -137,26 +138,35 @@ class SweepStart(Callback):
 def _end_of_sweep() -> int:
     """Print the table of a sweep, if there was one, also if it was interrupted; 1 if a job failed."""
     settings = cast(DictConfig | None, HydraConfig.instance().cfg)
-    HydraConfig.instance().cfg = None
     if settings is None or settings.hydra.mode != RunMode.MULTIRUN:
         return 0
     from vitmae.training.sweep import report_sweep
 
-    return 0 if report_sweep(Path(settings.hydra.sweep.dir)) else FAULT
+    directory = Path(settings.hydra.sweep.dir)
+    HydraConfig.instance().cfg = None
+    return 0 if report_sweep(directory) else FAULT
 
 
 def help_text(config_name: str) -> str:
     """What a command does and has to choose from: without Hydra, which would compose everything first."""
     config = OmegaConf.load(config_dir() / f"{config_name}.yaml")
+    defaults = [entry for entry in config.defaults if isinstance(entry, DictConfig)]
     lines = []
-    for entry in config.defaults:
-        for group, default in entry.items() if isinstance(entry, DictConfig) else ():
+    for entry in defaults:
+        for group, default in cast(dict[str, str], entry).items():
             choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
             lines.append(f"  {group:<10} {', '.join(f'[{name}]' if name == default else name for name in choices)}")
     return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
 
 
-def _quoted(argument: str) -> str:
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's flags, with their values, and its overrides."""
+    is_override = [("=" in argument and argument[0] != "-") or argument[:1] == "~" for argument in arguments]
+    flags = [argument for argument, override in zip(arguments, is_override, strict=True) if not override]
+    return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
+
+
+def quoted(argument: str) -> str:
     """Quote the value of an override where Hydra's grammar would take a path apart (``=`` and ``,`` in it)."""
     key, equals, value = argument.partition("=")
     is_plain = re.fullmatch(r"[\w./:+@%-]*", value) is not None
@@ -165,29 +175,41 @@ def _quoted(argument: str) -> str:
     return f"{key}='{value}'"
 
 
-def _quiet_rank(task: Task) -> list[str]:
+def _quiet_rank() -> list[str]:
     """Overrides for ranks that were started side by side: only the first writes Hydra's files."""
     launch = current_launch()
     if not launch.separate or launch.rank == 0:
         return []
-    return ["hydra.output_subdir=null", f"hydra.job.name={task.__module__.rpartition('.')[2]}_rank{launch.rank}"]
+    return ["hydra.output_subdir=null", f"hydra.job.name=rank{launch.rank}"]
 
 
-def _register_resolvers() -> None:
-    """What conf/config.yaml calls: claim makes a directory that nobody else has, slug a text fit for a file name."""
+def _short_names(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """An override for a sweep, so that its jobs are named by what differs between them."""
+    if not {"-m", "--multirun"} & set(flags):
+        return []
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    def claim(runs: str, name: str) -> str:
-        return str(claim_directory(Path(runs) / name, current_launch(), Path(runs)))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    return [f"hydra.job.config.override_dirname.exclude_keys={json.dumps(fixed)}"]
 
-    def slug(text: str) -> str:
-        return re.sub(r"[^\w.=-]+", "_", text)[:120].strip("_")
 
-    def choices() -> dict[str, Any]:
-        return {group: choice for group, choice in HydraConfig.get().runtime.choices.items() if "/" not in group}
+def _claim(runs: str, name: str) -> str:
+    return str(claim_directory(Path(runs) / name, current_launch(), Path(runs)))
 
-    OmegaConf.register_new_resolver("choices", choices, replace=True)
-    OmegaConf.register_new_resolver("claim", claim, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.=-]+", "_", text)[:120].strip("_")
+
+
+def _choices() -> dict[str, Any]:
+    return {group: choice for group, choice in HydraConfig.get().runtime.choices.items() if "/" not in group}
+
+
+# What conf/config.yaml calls; registered on import, so that the processes of a launcher know them too.
+OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)  # a directory that nobody else has
+OmegaConf.register_new_resolver("slug", _slug, replace=True)  # a text fit for a file name
+OmegaConf.register_new_resolver("choices", _choices, replace=True)  # the file of each config group
 
 
 def store_settings(name: str, settings: dict[str, Any]) -> None:
@@ -217,6 +239,7 @@ def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
-            return list(setting_keys(hydra.compose(config_name, overrides=chosen)))
+            config = hydra.compose(config_name, overrides=chosen)
         except HydraException:  # such as a choice that is swept over
-            return list(setting_keys(hydra.compose(config_name)))
+            config = hydra.compose(config_name)
+        return list(setting_keys(cast(dict[str, Any], OmegaConf.to_container(config))))

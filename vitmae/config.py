@@ -58,8 +58,11 @@ def setting_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
     """``": did you mean …?"`` for the nearest known key; empty where none is near."""
-    near = get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f": did you mean {near[0]}?" if near else ""
+    name = key.rpartition(".")[2]
+    for near in get_close_matches(key, list(known), n=5):
+        if get_close_matches(name, [near.rpartition(".")[2]]):  # to begin alike is not to be near
+            return f": did you mean {near}?"
+    return ""
 
 
 def build(node: Mapping[str, Any], **arguments: Any) -> Any:
@@ -157,8 +160,10 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
         raise UserError(f"{key}={given}: {' or '.join(wanted)} is wanted") from None
 
 
-_WANTED = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "none": "null",
-           "list": "a list", "tuple": "a list", "dict": "a mapping", "path": "a path"}  # fmt: skip
+_WANTED = {
+    "float": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "path": "a path",
+    "none": "null", "list": "a list", "tuple": "a list", "dict": "a mapping", "dataclass": "a mapping",
+}  # fmt: skip
 
 
 def _wanted(fault: Mapping[str, Any]) -> str:

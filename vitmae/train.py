@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vitmae.command import command, store_settings
+from vitmae.command import command, quoted, split_arguments, store_settings
 from vitmae.config import build, check_settings, plain, takes
 from vitmae.errors import UserError
 from vitmae.training.ending import ending, short
@@ -42,10 +42,13 @@ def train(config: DictConfig) -> float:
     if is_requeued and run.last.exists():
         ckpt = run.last
     with ending(run, launch):
-        return _train(settings | {"ckpt": None}, run, launch, ckpt)
+        overrides = list(HydraConfig.get().overrides.task)
+        return _train(settings | {"ckpt": None}, overrides, run, launch, ckpt)
 
 
-def _train(settings: dict[str, Any], run: RunDirectory, launch: Launch, ckpt: Path | None) -> float:
+def _train(
+    settings: dict[str, Any], overrides: list[str], run: RunDirectory, launch: Launch, ckpt: Path | None
+) -> float:
     import torch
 
     from vitmae.training.checkpoints import Checkpoints
@@ -61,7 +64,7 @@ def _train(settings: dict[str, Any], run: RunDirectory, launch: Launch, ckpt: Pa
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
     check_settings(settings)
-    run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *sys.argv[1:]])
+    run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *overrides])
 
     torch.manual_seed(settings["seed"])  # for the initial weights; all else draws from keys
     data = build(settings["data"])
@@ -113,8 +116,8 @@ def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str
 def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
     """The last lines: how it went, and where to look."""
     titles = {"val/loss": "held-out loss", "probe/knn": "kNN accuracy"}
-    for name in sorted(metrics):
-        if name.startswith("val/") or name in titles:
+    for name in [*sorted(name for name in metrics if name.startswith("val/")), "probe/knn"]:
+        if name in metrics:
             _log.info("%-24s %.5g", titles.get(name, name), metrics[name])
     picture = run.figures / "reconstruction.png"
     for name, path in {"reconstruction": picture, "metrics": run.metrics, "checkpoints": run.checkpoints}.items():
@@ -124,18 +127,20 @@ def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
 
 def resume(arguments: list[str]) -> list[str]:
     """Replace `ckpt=last|best|PATH` by the checkpoint it means, and the defaults by the settings of its run."""
-    ckpt = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("ckpt=")]
+    flags, overrides = split_arguments(arguments)
+    ckpt = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("ckpt=")]
     if not ckpt or ckpt[-1] in ("", "null"):
         return arguments
-    if {"-m", "--multirun"} & set(arguments):
+    if {"-m", "--multirun"} & set(flags):
         raise UserError("ckpt= goes on with one run: it cannot be swept over with -m")
-    runs = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("runs=")]
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if argument not in flags and not argument.startswith("ckpt=")]
-    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), overrides)
+    runs = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("runs=")]
+    others = [override for override in overrides if not override.startswith("ckpt=")]
+    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), others)
     store_settings(_RESUMED, resumption.settings)
-    place = [f"hydra.run.dir='{resumption.directory}'", "hydra.output_subdir=null"] if resumption.directory else []
-    return [*flags, f"--config-name={_RESUMED}", f"ckpt='{resumption.checkpoint}'", *resumption.overrides, *place]
+    place = []
+    if resumption.directory is not None:
+        place = [quoted(f"hydra.run.dir={resumption.directory}"), "hydra.output_subdir=null"]
+    return [*flags, f"--config-name={_RESUMED}", quoted(f"ckpt={resumption.checkpoint}"), *resumption.overrides, *place]
 
 
 main = command(train, prepare=resume)

@@ -1,6 +1,7 @@
 """The smallest run there is: one weight vector, batches that are a function of their number, and a trace of it all."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,6 @@ def train(run: RunDirectory, every_n_steps: int = 1000, callbacks: tuple[Callbac
     objective = Weights()
     checkpoints = Checkpoints(run, objective.monitor, every_n_steps, SETTINGS, interruption or Interruption())
     trainer = new_trainer(run, checkpoints, *callbacks, **settings)
-    try:
+    with suppress(Killed):
         trainer.fit(objective, datamodule=Numbers(count), ckpt_path=ckpt, weights_only=True)
-    except Killed:
-        pass
     return objective

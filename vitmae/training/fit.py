@@ -25,6 +25,7 @@ _NOT_FOR_USERS = (
     "smaller than the logging interval",       # the last step is logged all the same
     "in eval mode at the start of training",   # frozen parts are meant to be
     "LeafSpec",                                # between Lightning and torch
+    "Grad strides do not match bucket view",   # of a patch projection with one channel
 )  # fmt: skip
 
 
