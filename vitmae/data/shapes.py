@@ -54,7 +54,7 @@ class Shapes:
             val=val,
             test=test,
             class_names=CLASSES,
-            stats=Stats((0.498,) * in_chans, (0.259,) * in_chans),   # the channels are drawn alike
+            stats=Stats((0.499,) * in_chans, (0.260,) * in_chans),   # the channels are drawn alike
             num_mask_classes=1 + len(CLASSES),
         )
 
