@@ -57,6 +57,14 @@ def test_logits_of_a_patch_lie_over_its_pixels_also_on_a_rectangle():
     assert torch.equal(head_for(part, mask_size=(2, 4))(tokens).flatten(2).mT, head.standardize(tokens) @ head.weight.T)
 
 
+def test_the_pixel_in_the_middle_of_a_patch_has_the_logits_of_its_token():
+    part = halves(5)
+    head = head_for(part, mask_size=(6, 12))
+    tokens = part.features.patches
+    expected = head.standardize(tokens) @ head.weight.T + head.bias          # (5, 8, 3)
+    torch.testing.assert_close(head(tokens)[:, :, 1::3, 1::3].flatten(2).mT, expected)
+
+
 def test_intersection_over_union_equals_scikit_learns_with_ignored_pixels_left_out():
     part = halves(70)
     part.masks[:, :3] = 255

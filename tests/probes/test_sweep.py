@@ -89,6 +89,18 @@ def test_each_head_of_a_sweep_learns_what_it_would_learn_alone():
     assert not torch.equal(together[0].weight, together[1].weight)
 
 
+def test_a_head_takes_the_steps_of_adamw_on_the_batches_of_each_epoch():
+    patches, targets = random_tokens()
+    head, reference = Scale(), Scale()
+    fit_on_tokens([head], patches, targets, squared, base_lrs=[10.0], **SETTINGS)
+    optimizer = torch.optim.AdamW(reference.parameters(), weight_decay=0.01)
+    for step, ids in enumerate(epoch_batches(20, 8, 3, 0)):
+        optimizer.param_groups[0]["lr"] = 10 * 8 / 256 * warmup_cosine(step, 6, 2)
+        reference.weight.grad = torch.autograd.grad(squared(reference(patches[ids]), targets[ids]), reference.weight)[0]
+        optimizer.step()
+    torch.testing.assert_close(head.weight, reference.weight)
+
+
 def test_the_peak_learning_rate_is_scaled_by_the_images_of_a_batch():
     patches, targets = random_tokens()
     steps = []

@@ -6,28 +6,26 @@
 The key is a hash of what the features are a function of: the weights, the data and the transform. So nothing has
 to be invalidated, and a changed checkpoint under an old name cannot bring up old features.
 
-An entry is written in a hidden folder beside its place and renamed into it, so it is there as a whole or not at
-all. Only plain arrays and JSON are read; nothing is unpickled.
+Every file appears whole or not at all, and ``about.json`` last: without it there is no entry. Two processes that
+write the same content do not disturb each other. Only plain arrays and JSON are read; nothing is unpickled.
 
 Shapes: M images, N patches, D width.
 """
 
 import json
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
+from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
 from vitmae.probes.features import POOLINGS, Features
 
@@ -107,7 +105,7 @@ def read(root: str | Path, content: Content) -> Features | None:
         UserError: if the entry is damaged.
     """
     folder = Path(root) / content.key
-    if not folder.exists():
+    if not (folder / "about.json").exists():
         return None
     try:
         about = json.loads((folder / "about.json").read_text())
@@ -130,8 +128,6 @@ def read(root: str | Path, content: Content) -> Features | None:
 def write(root: str | Path, content: Content, batches: Iterable[Features]) -> None:
     """Write features batch by batch, in constant memory.
 
-    Where another process has written the same content meanwhile, its entry stays.
-
     Args:
         root: the folder of all entries; made where it is missing.
         content: what the features are a function of.
@@ -140,38 +136,18 @@ def write(root: str | Path, content: Content, batches: Iterable[Features]) -> No
     Raises:
         UserError: if there are no images.
     """
-    root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{content.key}.", dir=root))
-    try:
-        about = _write_arrays(folder, batches) | {"content": asdict(content)}
-        with (folder / "about.json").open("w") as file:
-            json.dump(about, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        folder.chmod(0o755)  # mkdtemp lets nobody else in
-        try:
-            folder.rename(root / content.key)
-        except OSError:
-            if not (root / content.key).exists():
-                raise
-        _sync_folder(root)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_arrays(folder: Path, batches: Iterable[Features]) -> dict[str, Any]:
-    """Append every batch to one .npy file per array; return what reading them needs to know."""
-    files: dict[str, BinaryIO] = {}
-    images, grid_size, last = 0, None, {}
+    folder = Path(root) / content.key
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, IO[bytes]] = {}
+    images, grid_size, arrays = 0, None, {}
     with ExitStack() as stack:
         for batch in batches:
-            last = dict(batch.pooled) | {"labels": batch.labels}
+            arrays = dict(batch.pooled) | {"labels": batch.labels}
             if batch.patches is not None:
-                last["patches"] = batch.patches
-            for name, values in last.items():
+                arrays["patches"] = batch.patches
+            for name, values in arrays.items():
                 if name not in files:
-                    files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+                    files[name] = stack.enter_context(atomic_write(folder / f"{name}.npy"))
                     files[name].write(_header(values, 0))
                 files[name].write(values.contiguous().numpy().data)
             images, grid_size = images + len(batch), batch.grid_size
@@ -179,10 +155,10 @@ def _write_arrays(folder: Path, batches: Iterable[Features]) -> dict[str, Any]:
             raise UserError("there are no images to store features of: check the split and its folder")
         for name, file in files.items():
             file.seek(0)
-            file.write(_header(last[name], images))
-            file.flush()
-            os.fsync(file.fileno())
-    return {"images": images, "arrays": sorted(files), "grid_size": grid_size}
+            file.write(_header(arrays[name], images))
+    about = {"images": images, "arrays": sorted(files), "grid_size": grid_size, "content": asdict(content)}
+    with atomic_write(folder / "about.json") as file:
+        file.write(json.dumps(about, indent=2).encode())
 
 
 def _header(values: Tensor, images: int) -> bytes:
@@ -194,12 +170,3 @@ def _header(values: Tensor, images: int) -> bytes:
     about = {"descr": values.numpy().dtype.str, "fortran_order": False, "shape": shape}
     text = repr(about).ljust(_HEADER - 11).encode("latin1") + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last: without it the entry could be gone after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
