@@ -15,7 +15,7 @@ from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels, stratified_split
 
-CS = tuple(10.0**exponent for exponent in range(-5, 2))
+CS = tuple(10.0**exponent for exponent in range(-4, 4))
 
 
 def logistic(
