@@ -7,13 +7,15 @@ Images are not normalised here: a model owns the mean and deviation it was train
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 
+from vitmae.data.augment import RandAugment, RandomErasing
 from vitmae.data.cache import digest, remember
 from vitmae.data.intake import take_in
 from vitmae.data.loader import Loader, Requests
@@ -53,6 +55,9 @@ class ImageData(LightningDataModule):
         hflip: in training, mirror every second image at random.
         crop_pct: in evaluation, the share of an image's shorter side that its centre crop keeps; null: 0.875 for
             photographs seen at 96 to 224 pixels, else 1 (https://arxiv.org/abs/2111.06377's code does so).
+        rand_augment: in training, the magnitude of two random operations, 0 to 10; null: none.
+        random_erasing: in training, the probability that an image loses a random box.
+        repeats: how many times an image is in its training batch, each time cropped and augmented anew.
         drop_last: leave out the training images that do not fill a batch.
         on_error: what to do with an image that cannot be read: raise, or skip and count it.
         seed: of the order, the crops, the keys of the samples, and the choice of subsets.
@@ -95,6 +100,9 @@ class ImageData(LightningDataModule):
         crop_ratio: Sequence[float] | None = None,
         hflip: bool = False,
         crop_pct: float | None = None,
+        rand_augment: float | None = None,
+        random_erasing: float = 0.0,
+        repeats: int = 1,
         drop_last: bool = True,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
@@ -105,6 +113,9 @@ class ImageData(LightningDataModule):
         require(0 < train_fraction <= 1, "train_fraction", train_fraction, "above 0 and at most 1")
         require(0 < val_fraction < 1, "val_fraction", val_fraction, "above 0 and below 1")
         require(crop_pct is None or 0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0 and at most 1")
+        require(rand_augment is None or 0 <= rand_augment <= 10, "rand_augment", rand_augment, "null, or from 0 to 10")
+        require(0 <= random_erasing <= 1, "random_erasing", random_erasing, "from 0 to 1")
+        require(repeats >= 1 and batch_size % repeats == 0, "repeats", repeats, f"a divisor of batch_size={batch_size}")
         require(on_error in {"raise", "skip"}, "on_error", on_error, "raise or skip")
         require(
             num_workers == "auto" or (isinstance(num_workers, int) and num_workers >= 0),
@@ -115,6 +126,7 @@ class ImageData(LightningDataModule):
         self.num_workers, self.drop_last, self.skip_unreadable = num_workers, drop_last, on_error == "skip"
         self.train_fraction, self.val_fraction = train_fraction, val_fraction
         self.stats, self.crop_pct = plain(stats), crop_pct
+        self.rand_augment, self.random_erasing, self.repeats = rand_augment, random_erasing, repeats
         self.view = training_view(self.img_size, crop, crop_scale, crop_ratio, hflip)
         self._encoded: list[EncodedImages] = []
         self._prepared = False
@@ -139,6 +151,11 @@ class ImageData(LightningDataModule):
         self.class_names, self.num_mask_classes = splits.class_names, splits.num_mask_classes
         self.num_classes = len(splits.class_names) if splits.class_names else None
         self.mean, self.std = self._statistics(splits, train)
+        self._augment: list[Callable[[Tensor, Tensor], Tensor]] = []
+        if self.rand_augment is not None:
+            self._augment.append(RandAugment(self.rand_augment, fill=self.mean))
+        if self.random_erasing:
+            self._augment.append(RandomErasing(self.random_erasing, self.mean, self.std))
         self._train, _ = divide(train, self.train_fraction, self.seed, "training")
         self.num_train, self.num_val = len(self._train.indices), len(self._val.indices)
         self.num_test = len(self._test.indices) if self._test else 0
@@ -206,10 +223,18 @@ class ImageData(LightningDataModule):
             raise UserError(f"data.batch_size={self.batch_size} on {world} processes is more than the "
                             f"{self.num_train} training images: lower it")
         requests = ShuffledRequests(
-            self.num_train, self.batch_size, self.seed,
-            drop_last=self.drop_last, rank=rank, world=world, position=self._position if self.trainer else None,
+            self.num_train, self.batch_size, self.seed, repeats=self.repeats, drop_last=self.drop_last,
+            rank=rank, world=world, position=self._position if self.trainer else None,
         )
         return self._loader(self._train, requests, training=True)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Called by the Trainer: augment a training batch on the device that it is on."""
+        if self._augment and self.trainer and self.trainer.training:
+            keys = batch.keys.cpu()
+            for augment in self._augment:
+                batch = batch._replace(images=augment(batch.images, keys))
+        return batch
 
     def val_dataloader(self) -> Loader:
         """Validation batches of this rank: over all ranks every image once."""
