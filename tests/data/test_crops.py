@@ -51,6 +51,14 @@ def test_more_images_than_one_piece_are_resized_alike():
     assert (resample(images, boxes, (20, 20)).int() - torch.cat(parts).int()).abs().max() <= 1
 
 
+def test_lower_precision_around_it_does_not_coarsen_the_pixels():
+    images = smooth_images()
+    boxes = random_resized_boxes(keys_of(6), *sides(6, 40, 48), (0.1, 1.0), (0.5, 2.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = resample(images, boxes, (20, 20))
+    assert torch.equal(seen, resample(images, boxes, (20, 20)))
+
+
 def test_a_box_of_the_models_size_is_cut_out_unchanged():
     images = smooth_images()
     box = torch.tensor([[3, 5, 16, 24]]).expand(6, 4)

@@ -92,8 +92,8 @@ def test_a_validation_image_always_looks_the_same_and_has_the_same_key(photos, w
 @pytest.mark.parametrize("which", range(3))
 def test_the_batch_size_changes_no_sample(photos, which):
     settings = sets(photos)[which]
-    small, large = (prepared(**settings | {"batch_size": size}) for size in (2, 4))
-    count = len(large.train_dataloader()) * 4
+    small, large = (prepared(**settings | {"batch_size": size}) for size in (2, 20))
+    count = len(large.train_dataloader()) * 20
     for ours, theirs in zip(joined(small.train_dataloader())[:3], joined(large.train_dataloader())[:3], strict=True):
         assert torch.equal(ours[:count], theirs)
 
@@ -317,6 +317,8 @@ def test_masks_without_any_are_refused():
         ({"train_fraction": 0.049, "source": Tensors(41), "batch_size": 1}, "class class 1"),
         ({"val_fraction": 1.0}, "data.val_fraction"),
         ({"crop": "centre"}, "data.crop"),
+        ({"crop": "random_resized", "crop_ratio": "abc"}, "data.crop_ratio"),
+        ({"crop": "random_resized", "crop_scale": [0.2]}, "data.crop_scale"),
         ({"crop": "none", "crop_scale": [0.2, 1]}, "data.crop_scale"),
         ({"crop": "none", "crop_ratio": [0.5, 2]}, "data.crop_ratio"),
         ({"crop": "random_resized", "crop_scale": [0.5, 0.2]}, "data.crop_scale"),
@@ -326,6 +328,11 @@ def test_masks_without_any_are_refused():
         ({"random_erasing": 1.5}, "data.random_erasing"),
         ({"repeats": 3}, "data.repeats"),
         ({"repeats": 0}, "data.repeats"),
+        *(({name: "abc"}, f"data.{name}=abc") for name in (
+            "img_size", "in_chans", "batch_size", "num_workers", "train_fraction", "val_fraction", "crop_pct", "crop",
+            "crop_scale", "rand_augment", "random_erasing", "repeats", "seed", "stats", "on_error", "hflip",
+            "drop_last",
+        )),
         ({"on_error": "ignore"}, "data.on_error"),
         ({"stats": "none"}, "data.stats"),
         ({"stats": {"mean": [0.5]}}, "data.stats"),

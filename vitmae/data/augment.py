@@ -19,6 +19,18 @@ from vitmae.randomness import fold_each, uniform
 _GREY = (0.299, 0.587, 0.114)   # ITU-R 601
 
 
+def augmentation(
+    rand_augment: float | None, random_erasing: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """What is asked for, in the order in which it is done; what comes in is the data's mean."""
+    chosen: list[Callable[[Tensor, Tensor], Tensor]] = []
+    if rand_augment is not None:
+        chosen.append(RandAugment(rand_augment, fill=mean))
+    if random_erasing:
+        chosen.append(RandomErasing(random_erasing, mean, std))
+    return chosen
+
+
 class RandAugment:
     """Two random operations after each other, each done with probability 1/2.
 

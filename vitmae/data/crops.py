@@ -127,7 +127,8 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         top, left, tall, wide = boxes[part].to(images.device).unbind(1)
         rows = _filter_matrix(top, tall, height, size[0])                # (b, h, H)
         columns = _filter_matrix(left, wide, width, size[1])             # (b, w, W)
-        pixels = torch.einsum("bhH,bcHW,bwW->bchw", rows, images[part].float(), columns)
+        with torch.autocast(images.device.type, enabled=False):          # bytes need more than bf16's 8 bits
+            pixels = torch.einsum("bhH,bcHW,bwW->bchw", rows, images[part].float(), columns)
         seen[part] = pixels.round_().clamp_(0, 255)
     return seen
 

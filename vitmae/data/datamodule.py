@@ -7,21 +7,29 @@ Images are not normalised here: a model owns the mean and deviation it was train
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 
-from vitmae.data.augment import RandAugment, RandomErasing
+from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest, remember
 from vitmae.data.intake import take_in
 from vitmae.data.loader import Loader, Requests
 from vitmae.data.readers import EncodedReader, FixedSizeReader
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
-from vitmae.data.settings import cores, image_size, plain, require, training_view
+from vitmae.data.settings import (
+    cores,
+    image_size,
+    plain,
+    require,
+    require_flag,
+    require_number,
+    require_whole,
+    training_view,
+)
 from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, MemoryImages, Source, Splits, Stats
 from vitmae.data.stats import given, measure
 from vitmae.data.subsets import Part, at_most, divide, refuse_lost_classes
@@ -108,19 +116,19 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require(in_chans >= 1, "in_chans", in_chans, "a positive number of channels")
-        require(batch_size >= 1, "batch_size", batch_size, "a positive number of images")
-        require(0 < train_fraction <= 1, "train_fraction", train_fraction, "above 0 and at most 1")
-        require(0 < val_fraction < 1, "val_fraction", val_fraction, "above 0 and below 1")
-        require(crop_pct is None or 0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0 and at most 1")
-        require(rand_augment is None or 0 <= rand_augment <= 10, "rand_augment", rand_augment, "null, or from 0 to 10")
-        require(0 <= random_erasing <= 1, "random_erasing", random_erasing, "from 0 to 1")
-        require(repeats >= 1 and batch_size % repeats == 0, "repeats", repeats, f"a divisor of batch_size={batch_size}")
+        for name, whole in (("in_chans", in_chans), ("batch_size", batch_size), ("repeats", repeats)):
+            require_whole(name, whole, 1)
+        require_whole("seed", seed, 0)
+        require_whole("num_workers", 0 if num_workers == "auto" else num_workers, 0)
+        require_number("train_fraction", train_fraction, 0, 1, above=True)
+        require_number("val_fraction", val_fraction, 0, 0.99, above=True)
+        require_number("crop_pct", 1 if crop_pct is None else crop_pct, 0, 1, above=True)
+        require_number("rand_augment", 0 if rand_augment is None else rand_augment, 0, 10)
+        require_number("random_erasing", random_erasing, 0, 1)
+        require(batch_size % repeats == 0, "repeats", repeats, f"a divisor of data.batch_size={batch_size}")
         require(on_error in {"raise", "skip"}, "on_error", on_error, "raise or skip")
-        require(
-            num_workers == "auto" or (isinstance(num_workers, int) and num_workers >= 0),
-            "num_workers", num_workers, "auto, or a number that is not negative",
-        )
+        require_flag("hflip", hflip)
+        require_flag("drop_last", drop_last)
         self.source, self.path, self.seed = source, plain(path), seed
         self.img_size, self.in_chans, self.batch_size = image_size(img_size), in_chans, batch_size
         self.num_workers, self.drop_last, self.skip_unreadable = num_workers, drop_last, on_error == "skip"
@@ -151,11 +159,7 @@ class ImageData(LightningDataModule):
         self.class_names, self.num_mask_classes = splits.class_names, splits.num_mask_classes
         self.num_classes = len(splits.class_names) if splits.class_names else None
         self.mean, self.std = self._statistics(splits, train)
-        self._augment: list[Callable[[Tensor, Tensor], Tensor]] = []
-        if self.rand_augment is not None:
-            self._augment.append(RandAugment(self.rand_augment, fill=self.mean))
-        if self.random_erasing:
-            self._augment.append(RandomErasing(self.random_erasing, self.mean, self.std))
+        self._augmentation = augmentation(self.rand_augment, self.random_erasing, self.mean, self.std)
         self._train, _ = divide(train, self.train_fraction, self.seed, "training")
         self.num_train, self.num_val = len(self._train.indices), len(self._val.indices)
         self.num_test = len(self._test.indices) if self._test else 0
@@ -230,9 +234,9 @@ class ImageData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called by the Trainer: augment a training batch on the device that it is on."""
-        if self._augment and self.trainer and self.trainer.training:
+        if self._augmentation and self.trainer and self.trainer.training:
             keys = batch.keys.cpu()
-            for augment in self._augment:
+            for augment in self._augmentation:
                 batch = batch._replace(images=augment(batch.images, keys))
         return batch
 
