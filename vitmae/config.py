@@ -20,7 +20,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vitmae.errors import UserError
 
-_DIRECTIVES = ("_target_", "_partial_")
+_DIRECTIVES = ("_target_", "_partial_", "weights")
+"""Keys of a node that are no arguments; `weights` says what is loaded into what was built (`vitmae.weights.load`)."""
 
 
 def config_dir() -> Path:

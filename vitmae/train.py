@@ -22,6 +22,7 @@ from vitmae.training.ending import ending, short
 from vitmae.training.launch import Launch, current_launch
 from vitmae.training.resume import find_resumption
 from vitmae.training.run_directory import RunDirectory
+from vitmae.training.sweep import report_sweep
 
 _RESUMED = "resumed_run"
 _log = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ def _train(
     backbone = build(settings["backbone"])
     model = _with_classes(settings["model"], data.num_classes)
     objective = build(model, backbone=backbone, mean=data.mean, std=data.std)
+    facts = {"class_names": data.class_names and list(data.class_names)}
+    if ckpt is None:
+        facts |= _load_weights(objective, settings)
     if settings["compile"]:
         objective.compile_blocks()
 
@@ -85,7 +89,8 @@ def _train(
         Effects(settings, run.path / "effects.txt"),
         Progress(),
     ]
-    checkpoints = Checkpoints(run, objective.monitor, settings["checkpoint"]["every_n_steps"], settings, Interruption())
+    every_n_steps = settings["checkpoint"]["every_n_steps"]
+    checkpoints = Checkpoints(run, objective.monitor, every_n_steps, settings, Interruption(), facts)
     metrics = fit(
         objective, data, build(settings["trainer"] | {"_partial_": True}), run=run, checkpoints=checkpoints,
         callbacks=callbacks, loggers=loggers, settings=settings, ckpt=ckpt,
@@ -111,6 +116,23 @@ def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str
             f"model.num_classes={given}, but the data has {num_classes} classes: raise it, or leave it null"
         )
     return {**model, "num_classes": num_classes if given is None else given}
+
+
+def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Begin with weights from elsewhere where `model.weights` or `backbone.weights` says so, and print what came of it.
+
+    Returns:
+        Where they are from and under which licence, for the checkpoints.
+    """
+    from vitmae.weights.load import load_weights
+
+    facts: dict[str, Any] = {}
+    for part, module in (("model", objective), ("backbone", objective.backbone)):
+        if (source := settings[part].get("weights")) is not None:
+            report = load_weights(module, source, min_match=settings["weights_min_match"])
+            _log.info("%s", report)
+            facts |= report.origin
+    return facts
 
 
 def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
@@ -143,7 +165,7 @@ def resume(arguments: list[str]) -> list[str]:
     return [*flags, f"--config-name={_RESUMED}", quoted(f"ckpt={resumption.checkpoint}"), *resumption.overrides, *place]
 
 
-main = command(train, prepare=resume)
+main = command(train, prepare=resume, end_sweep=report_sweep)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -73,6 +73,8 @@ class Checkpoints(Checkpoint):
         every_n_steps: optimiser steps between two saves within an epoch.
         settings: the run's, as plain values; every checkpoint carries them.
         interruption: whether somebody asked the run to stop.
+        facts: what else a checkpoint should know, as plain values: names of classes, origin of the first weights. A
+            resumed run keeps those that it does not give anew.
 
     Raises:
         UserError: if `every_n_steps` is not positive.
@@ -85,12 +87,14 @@ class Checkpoints(Checkpoint):
         every_n_steps: int,
         settings: Mapping[str, Any],
         interruption: Interruption,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps={every_n_steps} must be at least 1")
         self._run, self._every_n_steps, self.interruption = run, every_n_steps, interruption
         self._metric, self._mode = monitor
-        self._plain = {"vitmae_format": FORMAT, "vitmae_config": dict(settings)}
+        self._plain: dict[str, Any] = {"vitmae_format": FORMAT, "vitmae_config": dict(settings)}
+        self._plain["vitmae_facts"] = dict(facts or {})
         self._best_value: float | None = None
         self._is_best = False
         self._step = 0
@@ -98,12 +102,13 @@ class Checkpoints(Checkpoint):
         self.validated_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The value to beat."""
-        return {"best_value": self._best_value}
+        """The value to beat, and what is known."""
+        return {"best_value": self._best_value, "facts": self._plain["vitmae_facts"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on beating it."""
         self._best_value = state_dict["best_value"]
+        self._plain["vitmae_facts"] = {**state_dict.get("facts", {}), **self._plain["vitmae_facts"]}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the settings in."""

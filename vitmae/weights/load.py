@@ -8,7 +8,7 @@ Nothing is written before all of it has been decided.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -46,6 +46,11 @@ class LoadReport:
         fates = fates or tuple(fate for fate in get_args(Fate) if fate != "new")
         fits = [fit for fit in self.fits if part_of(fit.name) == part]
         return sum(fit.numel for fit in fits if fit.fate in fates) / max(1, sum(fit.numel for fit in fits))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint should remember of it: `initial_weights` and `license`, as plain values."""
+        return {"initial_weights": self.source.name, "license": self.source.license}
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

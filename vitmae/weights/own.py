@@ -24,8 +24,6 @@ from vitmae.weights.source import Source
 
 FORMAT = 1
 """Of a bundle; one more when an older version could not read it."""
-CARRIED_WEIGHTS = ("weights",)
-"""Settings of a backbone or a model that say what to load into it, and are no arguments of it."""
 _CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
 
@@ -164,7 +162,7 @@ def crop_pct(settings: Mapping[str, Any]) -> float:
 
 
 def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of saved settings, without what says which weights it once began with.
+    """A node of saved settings.
 
     Building calls what a node names, and a file from elsewhere may name anything.
 
@@ -174,7 +172,7 @@ def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:
     foreign = [target for target in _targets(node) if not str(target).startswith("vitmae.")]
     if foreign:
         raise UserError(f"the saved settings build {foreign[0]}, which is not of this project: refused")
-    return {key: value for key, value in node.items() if key not in CARRIED_WEIGHTS}
+    return dict(node)
 
 
 def _targets(node: Any) -> Iterator[Any]:
