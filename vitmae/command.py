@@ -32,11 +32,16 @@ from vitmae.training.ending import ABORTED, FAULT, report
 from vitmae.training.launch import RANK_MARKERS, current_launch
 from vitmae.training.run_directory import claim_directory
 
+_SWEEP = {"-m", "--multirun"}
+
 Task = Callable[[DictConfig], float | None]
 
 
 def command(
-    task: Task, config_name: str = "config", prepare: Callable[[list[str]], list[str]] | None = None
+    task: Task,
+    config_name: str = "config",
+    prepare: Callable[[list[str]], list[str]] | None = None,
+    end_sweep: Callable[[Path], bool] | None = None,
 ) -> Callable[..., int]:
     """Make a command of a function of its settings.
 
@@ -44,6 +49,7 @@ def command(
         task: what to do; its value, if any, is what a sweeper may optimise.
         config_name: the file in conf/ that holds the defaults.
         prepare: may replace the command line's overrides before they are read.
+        end_sweep: called with a sweep's directory at its end, also if it was interrupted; False if a job failed.
 
     Returns:
         A function of the arguments (those of the process where none are given) that returns the exit code.
@@ -73,7 +79,9 @@ def command(
         except SystemExit as end:  # --help; an interrupted run, which also ends a sweep
             codes.append(end.code if isinstance(end.code, int) else 0)
         finally:
-            codes.append(_end_of_sweep())
+            sweep = _sweep_directory()
+            if end_sweep is not None and sweep is not None:
+                codes.append(0 if end_sweep(sweep) else FAULT)
             sys.argv = before
         return max(codes)
 
@@ -107,7 +115,8 @@ def _on_its_own() -> Iterator[None]:
     settings, arguments, spec = HydraConfig.get(), sys.argv, __main__.__spec__
     environment = {name: os.environ.get(name) for name in RANK_MARKERS}
     if settings.mode == RunMode.MULTIRUN:
-        sys.argv = [arguments[0], *settings.overrides.task]
+        flags = [flag for flag in split_arguments(arguments[1:])[0] if flag not in _SWEEP]
+        sys.argv = [arguments[0], *flags, *settings.overrides.task]
         __main__.__spec__ = find_spec(f"vitmae.{settings.job.name}")
         node = cast(DictConfig, settings)
         with read_write(node), open_dict(node):
@@ -135,16 +144,14 @@ class SweepStart(Callback):
         HydraConfig.instance().set_config(config)
 
 
-def _end_of_sweep() -> int:
-    """Print the table of a sweep, if there was one, also if it was interrupted; 1 if a job failed."""
+def _sweep_directory() -> Path | None:
+    """Where the sweep landed that has just ended, if there was one."""
     settings = cast(DictConfig | None, HydraConfig.instance().cfg)
-    if settings is None or settings.hydra.mode != RunMode.MULTIRUN:
-        return 0
-    from vitmae.training.sweep import report_sweep
-
-    directory = Path(settings.hydra.sweep.dir)
+    directory = None
+    if settings is not None and settings.hydra.mode == RunMode.MULTIRUN:
+        directory = Path(settings.hydra.sweep.dir)
     HydraConfig.instance().cfg = None
-    return 0 if report_sweep(directory) else FAULT
+    return directory
 
 
 def help_text(config_name: str) -> str:
@@ -185,7 +192,7 @@ def _quiet_rank() -> list[str]:
 
 def _short_names(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """An override for a sweep, so that its jobs are named by what differs between them."""
-    if not {"-m", "--multirun"} & set(flags):
+    if not _SWEEP & set(flags):
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -202,8 +209,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", text)[:120].strip("_")
 
 
-def _choices() -> dict[str, Any]:
-    return {group: choice for group, choice in HydraConfig.get().runtime.choices.items() if "/" not in group}
+def _choices() -> DictConfig:
+    choices = HydraConfig.get().runtime.choices
+    return OmegaConf.create({group: choice for group, choice in choices.items() if "/" not in group})
 
 
 # What conf/config.yaml calls; registered on import, so that the processes of a launcher know them too.
@@ -226,7 +234,7 @@ def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> st
         return f"unknown choice {group}={choice}{near} (there are {', '.join(error.options)})"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
-    if unknown := re.match(r"Could not (?:override|delete) '([^']+)'", str(error)):
+    if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
         return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, arguments))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     return "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())

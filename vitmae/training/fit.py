@@ -20,7 +20,7 @@ from vitmae.training.interruption import Interrupted, Interruption
 from vitmae.training.run_directory import RunDirectory
 from vitmae.training.wandb_logger import Wandb
 
-_NOT_FOR_USERS = (
+NOT_FOR_USERS = (
     "does not have many workers",              # a set in memory needs none
     "smaller than the logging interval",       # the last step is logged all the same
     "in eval mode at the start of training",   # frozen parts are meant to be
@@ -162,5 +162,5 @@ def _quieten() -> None:
     """Leave out what Lightning says to everybody; what it says about a run's own faults stays."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _NOT_FOR_USERS:
+    for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", f".*{message}")

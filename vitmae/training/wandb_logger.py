@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -29,20 +29,27 @@ _log = logging.getLogger(__name__)
 
 def has_key() -> bool:
     """Whether there is a key for the W&B server, in the environment or in the user's netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    hosts = [_host()] if "WANDB_BASE_URL" in os.environ else [_host(), "api.wandb.ai"]  # the cloud has had two names
     places = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
     for path in map(Path.expanduser, map(Path, places)):
         try:
-            if netrc(path).authenticators(_host()):
-                return True
+            entries = map(netrc(path).authenticators, hosts)
         except (OSError, NetrcParseError):
             continue
+        if any(entry is not None and entry[2] for entry in entries):
+            return True
     return False
 
 
 def _host() -> str:
-    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    """The server's name and port, of the environment or of wandb's own settings."""
+    if "WANDB_BASE_URL" in os.environ:
+        return urlsplit(os.environ["WANDB_BASE_URL"]).netloc
+    import wandb
+
+    return urlsplit(wandb.setup().settings.base_url).netloc
 
 
 class Wandb(Logger):
@@ -72,7 +79,7 @@ class Wandb(Logger):
     ) -> None:
         super().__init__()
         self._directory, self._project, self._entity, self._tags = run, project, entity, list(tags)
-        self._mode = mode if mode != "auto" else os.environ.get("WANDB_MODE", "online" if has_key() else "offline")
+        self._mode = mode
         self._log_checkpoint = log_checkpoint
         self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
         self._run: Any = None
@@ -94,11 +101,17 @@ class Wandb(Logger):
             return self._run
         os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here, in one line
         os.environ.setdefault("WANDB_DATA_DIR", str(self._directory.path / "wandb"))  # where artifacts wait for upload
-        try:
-            self._run = self._init(self._mode)
+        mode: str = self._mode
+        why = ""
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
             why = "" if has_key() else ", no API key"
+        if mode == "offline":  # no reports of errors and usage either
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            self._run = self._init(mode)
         except Exception as error:
-            if self._mode != "online":
+            if mode != "online":
                 raise
             import wandb
 
@@ -107,7 +120,7 @@ class Wandb(Logger):
             why = f", {_host()} cannot be used: {str(error).splitlines()[0]}"
         if self._run.offline:
             _log.info("W&B: offline%s; upload with: %s", why, self._sync_command())
-        elif self._mode == "online":
+        elif mode == "online":
             _log.info("W&B: online at %s", self._run.url)
         self._run.define_metric(_STEP)
         self._run.define_metric("*", step_metric=_STEP)
@@ -184,4 +197,7 @@ class Wandb(Logger):
         self._upload(self._directory.last, "last")
         self._attempt(lambda run: run.summary.update(dict(metrics)))
         self._attempt(lambda run: run.finish(exit_code))
+        import wandb
+
+        wandb.teardown()  # only then is all that was logged in the file
         self._run = None

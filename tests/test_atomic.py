@@ -1,0 +1,29 @@
+import pytest
+
+from vitmae.atomic import atomic_write, remove_parts
+
+
+def test_a_reader_sees_the_old_content_until_the_new_is_complete(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with atomic_write(path) as file:
+        file.write(b"new" * 100_000)
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" * 100_000
+
+
+def test_a_writer_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"ne")
+        raise ZeroDivisionError
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("last.ckpt", "last.ckpt.tmp123", "notes.tmp", "best.ckpt.tmp7"):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]

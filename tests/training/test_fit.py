@@ -1,0 +1,152 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from tests.training.standin import QUIET, SETTINGS, Numbers, Weights, new_run
+from vitmae.errors import UserError
+from vitmae.training.checkpoints import Checkpoints, read_checkpoint
+from vitmae.training.fit import check_devices, fit, resolve_precision
+from vitmae.training.interruption import Interruption
+from vitmae.training.loggers import MetricsFile, read_metrics
+from vitmae.training.progress import Progress
+
+pytestmark = QUIET
+
+
+def run_fit(run, objective=None, ckpt=None, callbacks=(), interruption=None, **settings):
+    objective = objective or Weights()
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, interruption or Interruption())
+    build = partial(Trainer, **{"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0} | settings)
+    return fit(objective, Numbers(), build, run=run, checkpoints=checkpoints, callbacks=callbacks, loggers=[MetricsFile(run)],
+               settings=SETTINGS, ckpt=ckpt)  # fmt: skip
+
+
+def test_a_fit_returns_the_final_metrics_and_leaves_its_files(tmp_path):
+    run = new_run(tmp_path)
+    metrics = run_fit(run, max_epochs=2)
+    assert metrics["val/loss"] == pytest.approx(float(read_metrics(run.metrics)[1][-1]["val/loss"]))
+    assert run.last.exists()
+    assert run.best.exists()
+    assert json.loads((tmp_path / "environment.json").read_text())["devices"] == ["cpu, 1 threads"]
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 3, "max_epochs": -1}, {"max_epochs": 1, "check_val_every_n_epoch": 2}])
+def test_a_run_that_ends_between_two_validations_is_validated_once_more(tmp_path, settings):
+    run, objective = new_run(tmp_path), Weights()
+    metrics = run_fit(run, objective, **settings)
+    assert [step for kind, _, step, *_ in objective.trace if kind == "val"] == [objective.global_step] * 2
+    assert "val/loss" in metrics
+    assert read_checkpoint(run.best)["global_step"] == objective.global_step
+
+
+def test_a_run_that_ends_with_a_validation_is_not_validated_twice(tmp_path):
+    objective = Weights()
+    run_fit(new_run(tmp_path), objective, max_epochs=1)
+    assert [kind for kind, *_ in objective.trace].count("val") == 2  # its two batches
+
+
+def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
+    run = new_run(tmp_path)
+    first = run_fit(run, max_epochs=1)
+    objective = Weights()
+    assert run_fit(run, objective, ckpt=run.last, max_epochs=1) == pytest.approx(first)
+    assert not any(kind == "train" for kind, *_ in objective.trace)
+
+
+def test_settings_that_do_not_fit_each_other_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^trainer: .*devices") as error:
+        run_fit(new_run(tmp_path), devices=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_found_inside_a_hook_stays_a_mistake(tmp_path):
+    class Picky(Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise UserError("warm-up longer than the run")
+
+    with pytest.raises(UserError, match="warm-up longer than the run"):
+        run_fit(new_run(tmp_path), callbacks=[Picky()], max_epochs=1)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path):
+    class Impatient(Callback):
+        def on_train_batch_start(self, *args):
+            for _ in range(2):
+                interruption._on_signal(2, None)
+
+    run, interruption = new_run(tmp_path), Interruption()
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(run, callbacks=[Impatient()], interruption=interruption, max_epochs=1)
+    assert not run.last.exists()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cuda", "cuda_bf16", "cpu_bf16", "precision"),
+    [
+        ("auto", False, False, True, "bf16-mixed"),
+        ("cpu", True, True, False, "32-true"),
+        ("cpu", True, False, True, "bf16-mixed"),
+        ("auto", True, True, False, "bf16-mixed"),
+        ("gpu", True, False, True, "32-true"),
+        ("mps", False, False, True, "32-true"),
+    ],
+)
+def test_the_automatic_precision_is_bf16_where_the_device_computes_in_it(
+    monkeypatch, accelerator, cuda, cuda_bf16, cpu_bf16, precision
+):  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: cpu_bf16)
+    assert resolve_precision("auto", accelerator) == precision
+    assert resolve_precision("16-mixed", accelerator) == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "there", "message"),
+    [
+        ("gpu", 1, 0, "trainer.accelerator=gpu: no GPU is visible here"),
+        ("cuda", -1, 0, "trainer.accelerator=cuda: no GPU is visible here"),
+        ("gpu", 3, 2, "trainer.devices=3: 2 GPUs are visible here"),
+        ("gpu", [0, 2], 2, r"trainer.devices=\[0, 2\]: 2 GPUs are visible here"),
+        ("gpu", "4", 2, "trainer.devices=4: 2 GPUs are visible here"),
+    ],
+)
+def test_gpus_that_are_not_there_are_one_line(monkeypatch, accelerator, devices, there, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        check_devices(accelerator, devices)
+
+
+@pytest.mark.parametrize(("accelerator", "devices"), [("cpu", 8), ("auto", 1), ("gpu", 2), ("gpu", -1), ("gpu", "auto"), ("gpu", [1])])
+def test_devices_that_are_there_are_not_refused(monkeypatch, accelerator, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(accelerator, devices)
+
+
+def test_without_a_terminal_progress_is_lines_that_say_where_the_run_is(tmp_path, caplog):
+    caplog.set_level("INFO")
+    progress = Progress(line_s=0)
+    run_fit(new_run(tmp_path), callbacks=[progress], max_epochs=2, enable_progress_bar=True)
+    lines = [record.getMessage() for record in caplog.records if record.name == "vitmae.training.progress"]
+    assert [line.split("  ")[0] for line in lines] == [f"step {step}/10" for step in [*range(1, 11), 10]]
+    assert "  loss 0  " in lines[0]
+    assert "val/loss" in lines[-1]
+
+
+def test_in_a_terminal_progress_is_one_bar_for_the_whole_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    run_fit(new_run(tmp_path), callbacks=[Progress(bar_s=0)], max_epochs=2, enable_progress_bar=True)
+    assert "10/10" in capsys.readouterr().err
+
+
+def test_a_disabled_progress_says_nothing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    progress = Progress(line_s=0)
+    progress.disable()
+    run_fit(new_run(tmp_path), callbacks=[progress], max_epochs=1, enable_progress_bar=True)
+    assert not [record for record in caplog.records if record.name == "vitmae.training.progress"]
