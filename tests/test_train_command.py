@@ -1,0 +1,263 @@
+"""The train command as a user gives it, on the embedded digits and a backbone of one block."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.command_line import run_command
+from tests.training.standin import QUIET
+from vitmae.config import config_dir
+from vitmae.train import main
+from vitmae.training.loggers import read_metrics
+
+pytestmark = QUIET
+
+TINY = [
+    "trainer=cpu", "trainer.precision=32-true", "logger=none", "backbone.embed_dim=16", "backbone.depth=1", "backbone.num_heads=2",
+    "data.batch_size=64", "trainer.num_sanity_val_steps=0", "probe.images=50", "panel.images=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run_command(main, *arguments, capsys=capsys)
+
+
+def only(pattern):
+    (path,) = Path("runs").glob(pattern)
+    return path
+
+
+def weights(run, kind="last"):
+    return torch.load(run / "checkpoints" / f"{kind}.ckpt", weights_only=True)
+
+
+def same(a, b):
+    """Bit for bit, through nested containers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def shell(*arguments, cwd, env=None, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "vitmae.train", *arguments], cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), **(env or {})}, **settings,
+    )  # fmt: skip
+
+
+def test_a_run_leaves_all_it_promises_and_says_where(train):
+    done = train(*TINY, "trainer.max_steps=3")
+    assert done.code == 0, done.err
+    run = only("2*/*-mae-digits")
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "commands.txt", "environment.json", "metrics.csv", "effects.txt", "train.log", "summary.json"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert settings["choices"]["model"] == settings["name"].split("-")[0] == "mae"
+    assert settings["backbone"]["in_chans"] == 1  # resolved
+    assert settings["trainer"]["precision"] == "32-true"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["state"] == "finished"
+    assert summary["metrics"]["val/loss"] == pytest.approx(float(read_metrics(run / "metrics.csv")[1][-1]["val/loss"]))
+    for line in ("held-out loss", "kNN accuracy", f"reconstruction +{run}/figures/reconstruction.png", f"metrics +{run}/metrics.csv"):
+        assert re.search(f"^{line}", done.out, re.MULTILINE), line
+    assert "held-out loss" in (run / "train.log").read_text()
+    assert weights(run)["vitmae_config"] == settings
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.mask_ratio=abc"], "model.mask_ratio=abc: a number is wanted"),
+        (["model.mask_ratio=1.0"], "model.mask_ratio=1.0 leaves no visible patch"),
+        (["+model.foo=1"], "unknown setting model.foo"),
+        (["trainer=gpu"], "trainer.accelerator=gpu: no GPU is visible here"),
+        (["backbone.patch_size=3"], "not divisible by"),
+        (["model.optimizer.warmup_epochs=500"], "warmup_epochs=500 is"),
+        (["model=vit", "model.num_classes=3"], "model.num_classes=3, but the data has 10 classes"),
+        (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0 must be at least 1"),
+        (["ckpt=nowhere"], "ckpt=nowhere: there is no such file"),
+        (["ckpt=last"], "ckpt=last: no run below runs has a last.ckpt"),
+        (["ckpt=last", "-m"], "cannot be swept over"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training_and_code_2(train, arguments, message):
+    if arguments == ["trainer=gpu"] and torch.cuda.is_available():
+        arguments, message = ["trainer=gpu", "trainer.devices=99"], "trainer.devices=99"
+    done = train(*TINY, *arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not list(Path("runs").glob("**/*.ckpt"))
+    states = [json.loads(path.read_text()) for path in Path("runs").glob("**/summary.json")]
+    assert all(state["state"] == "failed" and message in state["error"] for state in states)
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one_bit_for_bit(train, tmp_path):
+    settings = [*TINY, "trainer.max_epochs=3", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitmae.train", *settings, "name=killed"], stdout=-3, stderr=-3,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(config_dir().parent)},
+    )  # fmt: skip
+    while not list(Path("runs").glob("*/*-killed/checkpoints/last.ckpt")):
+        time.sleep(0.005)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = only("2*/*-killed")
+    killed_at = weights(run)["global_step"]
+    assert killed_at < 51
+    assert killed_at % 17 != 0  # in mid-epoch
+    assert train("ckpt=last").code == 0
+    assert train(*settings, "name=whole").code == 0
+    whole = only("2*/*-whole")
+    for kind in ("last", "best"):
+        ours, theirs = weights(run, kind), weights(whole, kind)
+        assert ours["global_step"] == theirs["global_step"]
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+            assert same(ours[part], theirs[part]), part
+    (columns, rows), (whole_columns, whole_rows) = read_metrics(run / "metrics.csv"), read_metrics(whole / "metrics.csv")
+    assert columns == whole_columns
+    assert [drop_clock(row) for row in rows] == [drop_clock(row) for row in whole_rows]
+    assert (run / "commands.txt").read_text().count("\n") == 2
+
+
+def drop_clock(row):
+    return {key: value for key, value in row.items() if key != "train/images_per_s"}
+
+
+def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on_top(train):
+    assert train(*TINY, "trainer.max_steps=2", "model.mask_ratio=0.5", "seed=7").code == 0
+    run = only("2*/*")
+    assert train("ckpt=last", "trainer.max_steps=4", "model=mae").code == 0
+    assert only("2*/*") == run
+    settings = OmegaConf.load(run / "config.yaml")
+    assert (settings.trainer.max_steps, settings.model.mask_ratio, settings.seed) == (4, 0.5, 7)
+    assert weights(run)["global_step"] == 4
+    assert "trainer.max_steps=4" in (run / "commands.txt").read_text().splitlines()[1]
+    done = train("ckpt=last", "model=vit")
+    assert (done.code, done.out) == (2, "")
+    done = train(f"ckpt={run}", "model=vit")
+    assert "model=vit: the run has model=mae" in done.err
+    done = train(f"ckpt={run}", "model.mask_rato=0.5")
+    assert "did you mean model.mask_ratio?" in done.err
+
+
+def test_a_lone_checkpoint_goes_on_in_a_directory_of_its_own(train):
+    assert train(*TINY, "trainer.max_steps=2", "name=first").code == 0
+    shutil.copy(only("2*/*-first") / "checkpoints" / "last.ckpt", "copied = away.ckpt")
+    assert train("ckpt=copied = away.ckpt", "trainer.max_steps=3", "name=second").code == 0
+    assert weights(only("2*/*-first"))["global_step"] == 2
+    assert weights(only("2*/*-second"))["global_step"] == 3
+
+
+def test_a_requeued_job_goes_on_by_itself(train, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setattr(sys, "argv", ["train"])
+    assert train(*TINY, "trainer.max_steps=2").code == 0
+    run = only("2*/*")
+    (run / "summary.json").write_text((run / "summary.json").read_text().replace("finished", "running"))
+    before = weights(run)["state_dict"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert train(*TINY, "trainer.max_steps=2").code == 0
+    assert only("2*/*") == run
+    assert same(weights(run)["state_dict"], before)  # nothing was left to train, and nothing was trained anew
+    assert (run / "commands.txt").read_text().count("\n") == 2
+
+
+def test_a_signal_ends_a_run_in_75_and_it_can_be_gone_on_with(train, monkeypatch):
+    from vitmae.training.step_log import StepLog
+
+    log = StepLog.on_train_batch_end
+
+    def terminate_at_step_2(callback, trainer, *arguments):
+        log(callback, trainer, *arguments)
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StepLog, "on_train_batch_end", terminate_at_step_2)
+    done = train(*TINY, "trainer.max_steps=4")
+    assert done.code == 75
+    run = only("2*/*")
+    assert f"stopped after step 2; to go on: python -m vitmae.train ckpt={run}" in done.out
+    assert json.loads((run / "summary.json").read_text())["state"] == "interrupted"
+    monkeypatch.setattr(StepLog, "on_train_batch_end", log)
+    assert train(f"ckpt={run}").code == 0
+    assert weights(run)["global_step"] == 4
+
+
+def test_a_sweep_ends_with_one_table_also_when_a_job_failed(train):
+    done = train(*TINY, "trainer.max_steps=1", "-m", "model.mask_ratio=0.5,1.0,0.75")
+    assert done.code == 2
+    sweep = only("2*/*-mae-digits-sweep")
+    rows = (sweep / "sweep.md").read_text().splitlines()
+    assert [row.split(" | ")[1:2] + row.split(" | ")[4:5] for row in rows[2:]] == [
+        ["0.5", "finished"], ["1.0", "failed"], ["0.75", "finished"]
+    ]  # fmt: skip
+    assert {path.name for path in sweep.iterdir() if path.is_dir()} == {
+        "0-model.mask_ratio=0.5", "1-model.mask_ratio=1.0", "2-model.mask_ratio=0.75"
+    }  # fmt: skip
+    assert "3 jobs" in done.out
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("loggers", ["csv", "[csv,tensorboard]", "tensorboard"])
+def test_metrics_csv_is_written_whatever_the_logger(train, loggers):
+    assert train(*TINY, f"logger={loggers}", "trainer.max_steps=1").code == 0
+    run = only("2*/*")
+    assert read_metrics(run / "metrics.csv")[1][-1]["val/loss"]
+    assert (run / "tensorboard").exists() == ("tensorboard" in loggers)
+
+
+@pytest.mark.parametrize("trainer", ["auto", "cpu", "debug"])
+def test_every_trainer_of_one_process_builds(train, trainer):
+    done = train(*TINY, f"trainer={trainer}", "trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.precision=auto")
+    assert done.code == 0, done.err
+
+
+def test_help_and_the_settings_come_without_the_heavy_imports(tmp_path):
+    code = "import sys\nfrom vitmae.train import main\nmain({})\nsys.exit(bool({{'torch', 'lightning', 'timm'}} & set(sys.modules)))"
+    for arguments in (["--help"], ["--cfg", "job"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(config_dir().parent)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "model" in done.stdout
+        assert not (tmp_path / "runs").exists()
+
+
+def test_settings_are_found_by_an_installed_package_from_any_directory(tmp_path):
+    package = config_dir().parent / "vitmae"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, tmp_path / "site" / "vitmae", ignore=ignored)
+    shutil.copytree(config_dir(), tmp_path / "site" / "vitmae" / "conf")
+    (tmp_path / "elsewhere").mkdir()
+    done = shell("--cfg", "job", "--resolve", cwd=tmp_path / "elsewhere", env={"PYTHONPATH": str(tmp_path / "site")})
+    assert done.returncode == 0, done.stderr
+    assert "name: mae-digits" in done.stdout
+
+
+def test_every_group_in_the_defaults_has_the_choices_it_names():
+    config = OmegaConf.load(config_dir() / "config.yaml")
+    for entry in config.defaults:
+        for group, choice in (entry.items() if OmegaConf.is_dict(entry) else ()):
+            assert choice is None or (config_dir() / group / f"{choice}.yaml").is_file()
