@@ -1,3 +1,27 @@
 """vitmae: what does masking buy? Supervised ViT, masked patch prediction and MAE over one backbone."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from vitmae.inference import Model
+
 __version__ = "0.1.0"
+
+
+def load(path: "str | Path", device: "str | torch.device | None" = None) -> "Model":
+    """Open a trained model to encode, reconstruct or classify images.
+
+    Args:
+        path: a run directory (its best checkpoint, else its last), a checkpoint, a bundle, or the hub's name of one.
+        device: where it runs; None: the GPU if there is one.
+
+    Raises:
+        vitmae.errors.UserError: there is none, or it is damaged.
+    """
+    from vitmae.inference import open_model  # heavy, and `import vitmae` is not
+
+    return open_model(path, device)

@@ -60,14 +60,14 @@ IN_BLOCK = {
 
 
 def download(name: str) -> Path:
-    """The folder of a hub repository's weights and settings, from the cache or the hub.
+    """The folder of a hub repository's weights and settings, from the cache or the hub; a bundle may lie there too.
 
     Raises:
         UserError: there is no such repository, or it cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 
-    about = ["config.json", "README.md"]
+    about = ["config.json", "model.json", "README.md"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*about, "model.safetensors*", "model-*.safetensors"]))
         if not any((folder / file).exists() for file in _FILES):

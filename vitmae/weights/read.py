@@ -28,21 +28,28 @@ def read_weights(source: str) -> Source:
     Raises:
         UserError: it is not there, cannot be fetched, is damaged or unsafe, or holds no vision transformer.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path, source)
-    if path.is_file():
-        return _read_file(path, source)
-    if source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES):
-        raise UserError(f"{source}: there is no such file or folder")
-    name = source.removeprefix("hf-hub:")
-    if timm.is_model(source.removeprefix("timm/")):
+    if not Path(source).expanduser().exists() and timm.is_model(source.removeprefix("timm/")):
         return timm_names.download(source)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _read_folder(hugging_face.download(name), name)
-    near = get_close_matches(source, timm.list_models(), 1)
-    hint = f": did you mean {near[0]}?" if near else ""
-    raise UserError(f"{source} is no file, folder, timm name or hub repository{hint}")
+    path = local(source)
+    return _read_folder(path, source) if path.is_dir() else _read_file(path, source)
+
+
+def local(source: str) -> Path:
+    """The file or folder that a path or the name of a hub repository stands for; a repository is downloaded.
+
+    Raises:
+        UserError: there is no such path, or the repository cannot be fetched.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    name = source.removeprefix("hf-hub:")
+    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES)
+    if not is_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return hugging_face.download(name)
+    near = [] if is_path else get_close_matches(source, timm.list_models(), 1)
+    kinds = "file or folder" if is_path else "file, folder, timm name or hub repository"
+    raise UserError(f"{source}: there is no such {kinds}" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def _read_file(path: Path, name: str) -> Source:
