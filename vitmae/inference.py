@@ -287,7 +287,7 @@ def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
         image = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     file = BytesIO()
     if isinstance(image, np.ndarray):
-        is_picture = image.dtype == np.uint8 and image.shape[2:] in ((), (1,), (3,), (4,))
+        is_picture = image.dtype == np.uint8 and (image.ndim == 2 or image.shape[-1] in (1, 3, 4) and image.ndim == 3)
         if not is_picture or in_chans not in (1, 3):
             np.save(file, image, allow_pickle=False)
             return decode(file.getvalue(), in_chans, name)
