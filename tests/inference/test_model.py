@@ -9,7 +9,7 @@ from PIL import Image
 import vitmae
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.errors import UserError
-from vitmae.inference import patch_mask
+from vitmae.inference.model import patch_mask
 from vitmae.tokens.masking import mask_from_tensor
 from vitmae.tokens.patches import patchify
 from vitmae.weights import own

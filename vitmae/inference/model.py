@@ -7,21 +7,18 @@ Nothing is masked and nothing is random but the mask that `reconstruct` is asked
 Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patches, D width, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitmae.batch import Batch
-from vitmae.data.crops import central_boxes, resize_box
-from vitmae.data.decode import Pixels, UnreadableImage, decode
 from vitmae.errors import UserError
+from vitmae.inference.images import Images, See, each
 from vitmae.randomness import fold, fold_indices
 from vitmae.tokens.masking import Mask, draw_mask, mask_from_tensor
 from vitmae.tokens.patches import Size
@@ -31,16 +28,10 @@ from vitmae.weights.read import local
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, or floats in [0, 1]."""
-Images = ImageLike | Sequence[ImageLike]
-"""One image or several; an array (B, H, W, C) and a tensor (B, C, H, W) are several."""
 MaskLike = float | Literal["random", "block", "grid"] | np.ndarray[Any, Any] | Tensor | None
 """A ratio; a kind, at the ratio of the training; or one's own, True where hidden, for the patches (grid_h, grid_w) or
 the pixels (H, W), one for all images or one each; None: as in training."""
 Pooling = Literal["cls", "avg", "patches"]
-
-_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of PIL's
 
 
 @dataclass(frozen=True)
@@ -91,6 +82,7 @@ class Model:
         class_names: one per class; None where they are not known.
         img_size: (H, W) in pixels: other images are cropped at the centre and resized.
         grid_size: (grid_h, grid_w).
+        see: how images are prepared.
     """
 
     def __init__(self, saved: own.Saved, device: torch.device) -> None:
@@ -100,7 +92,7 @@ class Model:
         self.class_names: list[str] | None = saved.facts.get("class_names")
         self.img_size: Size = self.backbone.img_size
         self.grid_size: Size = self.backbone.grid_size
-        self.crop_pct = own.crop_pct(saved.settings)
+        self.see = See(self.img_size, self.backbone.in_chans, own.crop_pct(saved.settings))
         self.device = device
         self._saved = saved
 
@@ -208,23 +200,12 @@ class Model:
         Raises:
             UserError: one of them cannot be read.
         """
-        return torch.stack([self._prepare(image, name) for name, image in _each(images)])
+        return torch.stack([self.see(image, name) for name, image in each(images)])
 
     def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
-        each = _each(images)
-        for start in range(0, len(each), batch_size):
-            yield torch.stack([self._prepare(image, name) for name, image in each[start : start + batch_size]])
-
-    def _prepare(self, image: ImageLike, name: str) -> Tensor:
-        try:
-            pixels = _pixels(image, self.backbone.in_chans, name)            # (height, width, C)
-        except (UnreadableImage, OSError) as error:
-            raise UserError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
-        size = torch.tensor(pixels.shape[:2])[:, None]
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        if tensor.shape[1:] == self.img_size:
-            return tensor
-        return resize_box(tensor, central_boxes(size[0], size[1], self.img_size, self.crop_pct)[0], self.img_size)
+        named = each(images)
+        for start in range(0, len(named), batch_size):
+            yield torch.stack([self.see(image, name) for name, image in named[start : start + batch_size]])
 
     def _mask(self, mask: MaskLike, count: int, seed: int) -> Mask:
         self.require_decoder()
@@ -260,38 +241,3 @@ def open_model(path: str | Path, device: str | torch.device | None = None) -> Mo
     """See `vitmae.load`."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Model(own.read(local(str(path))), torch.device(chosen))
-
-
-def _each(images: Images) -> list[tuple[str, ImageLike]]:
-    """Each image with what to call it.
-
-    Raises:
-        UserError: there is none.
-    """
-    if isinstance(images, np.ndarray | Tensor):
-        several: Sequence[ImageLike] = list(images) if images.ndim > 3 else [images]
-    else:
-        several = [images] if isinstance(images, str | Path | Image.Image) else images
-    if not len(several):
-        raise UserError("there are no images: give at least one")
-    return [(str(image) if isinstance(image, str | Path) else f"image {number}", image)
-            for number, image in enumerate(several)]  # fmt: skip
-
-
-def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
-    """(height, width, C) uint8 of one image; what is in memory goes the way of files, so that it looks the same."""
-    if isinstance(image, str | Path):
-        return decode(Path(image).expanduser().read_bytes(), in_chans, name)
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-        image = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    file = BytesIO()
-    if isinstance(image, np.ndarray):
-        is_picture = image.dtype == np.uint8 and (image.ndim == 2 or image.shape[-1] in (1, 3, 4) and image.ndim == 3)
-        if not is_picture or in_chans not in (1, 3):
-            np.save(file, image, allow_pickle=False)
-            return decode(file.getvalue(), in_chans, name)
-        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    upright = ImageOps.exif_transpose(image)
-    upright.save(file, "PNG" if upright.mode in _IN_PNG else "TIFF", compress_level=0)
-    return decode(file.getvalue(), in_chans, name)
