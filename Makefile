@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install dev train test test-slow lint types contracts check clean
+.PHONY: help install dev train test test-slow lint types contracts parity check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,10 +28,13 @@ train: install   ## the main job: MAE on the embedded digits, under 2 minutes on
 	$(BIN)/python -m vitmae.train $(ARGS)
 
 test: dev        ## the test suite, under 5 minutes on 2 cores, no network
-	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 test-slow: dev   ## what takes longer: whole runs killed and resumed, several processes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 $(ARGS)
+
+parity: dev      ## the largest difference from transformers and timm, stage by stage -> docs/parity.md
+	$(BIN)/python benchmarks/parity.py
 
 lint: dev        ## ruff
 	$(BIN)/ruff check vitmae tests benchmarks

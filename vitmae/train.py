@@ -137,8 +137,15 @@ def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]
 
 def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
     """The last lines: how it went, and where to look."""
-    titles = {"val/loss": "held-out loss", "probe/knn": "kNN accuracy"}
-    for name in [*sorted(name for name in metrics if name.startswith("val/")), "probe/knn"]:
+    titles = {
+        "val/loss": "held-out loss",
+        "val/loss_mean_patch": "  by the mean patch",
+        "val/loss_visible_mean": "  by the visible mean",
+        "probe/knn": "kNN accuracy",
+        "probe/knn_untrained": "  untrained backbone",
+        "probe/knn_pixels": "  raw pixels",
+    }
+    for name in [*titles, *sorted(name for name in metrics if name.startswith("val/") and name not in titles)]:
         if name in metrics:
             _log.info("%-24s %.5g", titles.get(name, name), metrics[name])
     picture = run.figures / "reconstruction.png"

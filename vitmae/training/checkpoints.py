@@ -166,9 +166,14 @@ class Checkpoints(Checkpoint):
             return value is not None
         return bool(value < self._best_value if self._mode == "min" else value > self._best_value)
 
+    def _is_sound(self, trainer: Trainer) -> bool:
+        """Whether the last step's values are finite on every rank: weights gone astray must not replace good ones."""
+        finite = all(bool(value.isfinite()) for value in trainer.lightning_module.last_metrics.values())
+        return trainer.strategy.reduce_boolean_decision(finite, all=True)
+
     def _at_boundary(self, trainer: Trainer, is_due: bool) -> None:
         stops = self.interruption.is_agreed(trainer)
-        if is_due or stops:
+        if (is_due or stops) and self._is_sound(trainer):
             trainer.save_checkpoint(self._run.last, weights_only=False)
             self._keep_best(trainer)
         if stops:
