@@ -25,7 +25,6 @@ from vitmae.tokens.patches import gather_tokens, paint, patchify, standardize_pa
 from vitmae.tokens.positions import sincos_positions
 from vitmae.training.optim import Recipe
 
-
 _MIN_VALUES = 16  # per patch, for a standardised target to be the default
 
 
@@ -39,8 +38,8 @@ class MAE(Objective):
         std: of the data, per channel.
         mask_ratio: share of patches that is hidden.
         mask_kind: random, block or grid (the paper's table 1f).
-        norm_pix_loss: predict each patch standardised by its own mean and variance; None does so from 16 values per patch
-            up, since the variance of fewer is mostly noise.
+        norm_pix_loss: predict each patch standardised by its own mean and variance; None does so from 16 values per
+            patch up, since the variance of fewer is mostly noise.
         fixed_positions: 2-D sine-cosine positions in both halves, as the paper; otherwise learned ones.
         decoder_embed_dim: E; None is the paper's 512 from ViT-B up and the encoder's own width below, where the paper's
             decoder would be most of the work.
