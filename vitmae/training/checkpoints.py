@@ -168,7 +168,8 @@ class Checkpoints(Checkpoint):
 
     def _is_sound(self, trainer: Trainer) -> bool:
         """Whether the last step's values are finite on every rank: weights gone astray must not replace good ones."""
-        finite = all(bool(value.isfinite()) for value in trainer.lightning_module.last_metrics.values())
+        metrics: dict[str, Tensor] = trainer.lightning_module.last_metrics  # type: ignore[assignment]
+        finite = all(bool(value.isfinite()) for value in metrics.values())
         return trainer.strategy.reduce_boolean_decision(finite, all=True)
 
     def _at_boundary(self, trainer: Trainer, is_due: bool) -> None:
