@@ -6,6 +6,7 @@ from torchvision.transforms import v2
 from vitmae.data.crops import (
     View,
     central_boxes,
+    mirror,
     random_resized_boxes,
     resample,
     resize_box,
@@ -155,6 +156,14 @@ def test_a_shift_cuts_a_window_out_of_the_image_with_a_black_border():
     windows = padded.unfold(2, 40, 1).unfold(3, 48, 1).flatten(2, 3)
     for index, moved in enumerate(shift(images, keys_of(20), 4)):
         assert any(torch.equal(moved, windows[index, :, place]) for place in range(81))
+
+
+@pytest.mark.parametrize("side", [8, 90])
+def test_images_are_mirrored_alike_whatever_their_size(side):
+    images = smooth_images(5, 3, side, side)
+    chosen = torch.tensor([True, False, False, True, True])
+    expected = torch.where(chosen[:, None, None, None], images.flip(-1), images)
+    assert torch.equal(mirror(images.clone(), chosen), expected)
 
 
 def test_every_second_image_is_mirrored():

@@ -4,6 +4,7 @@ import torch
 
 from tests.data.builders import Tensors, encode, picture, write_classes
 from vitmae.batch import Batch
+from vitmae.data import intake, readers
 from vitmae.data.datamodule import ImageData
 from vitmae.data.digits import Digits
 from vitmae.data.folder import Folder
@@ -98,6 +99,14 @@ def test_the_batch_size_changes_no_sample(photos, which):
         assert torch.equal(ours[:count], theirs)
 
 
+def test_how_many_images_are_held_decoded_changes_nothing(photos, monkeypatch):
+    one, other = (prepared(**FILES | {"path": str(photos), "batch_size": 8, "repeats": 2}) for _ in range(2))
+    at_once = joined(one.train_dataloader())
+    monkeypatch.setattr(readers, "HELD_DECODED", 200_000)                # two of them
+    for ours, theirs in zip(at_once[:3], joined(other.train_dataloader())[:3], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("which", range(3))
 def test_the_seed_changes_order_crops_and_keys(photos, which):
     settings = sets(photos)[which]
@@ -128,8 +137,6 @@ def test_memory_and_files_show_the_same_pictures(tmp_path):
     settings = FILES | {"path": str(tmp_path), "batch_size": 2, "img_size": 24}
     in_memory = prepared(**settings)
     assert in_memory._train.images.__class__.__name__ == "MemoryImages"
-    from vitmae.data import intake
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intake, "LARGEST_SIDE", 16)
         from_files = prepared(**settings)

@@ -23,6 +23,8 @@ from vitmae.randomness import fold_each, uniform
 _ATTEMPTS = 10                                                           # as torchvision's RandomResizedCrop
 
 
+_SMALL = 2**14   # values of an image: below, one long copy of all is quicker than one of each
+
 CROPS = ("none", "pad", "random_resized")
 
 
@@ -62,9 +64,7 @@ class View:
         if self.crop == "pad":
             images = shift(images, keys, max(1, min(self.size) // 8))
         if self.hflip:
-            heads = uniform(fold_each(keys, "hflip"), 1)[:, 0] < 0.5
-            flipped = heads.nonzero()[:, 0].to(images.device)
-            images[flipped] = images[flipped].flip(-1)
+            images = mirror(images, uniform(fold_each(keys, "hflip"), 1)[:, 0] < 0.5)
         return images
 
     def apply(self, images: Tensor, keys: Tensor) -> Tensor:
@@ -175,3 +175,14 @@ def shift(images: Tensor, keys: Tensor, most: int) -> Tensor:
     padded = F.pad(images, (most, most, most, most))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)            # (B, C, 2m + 1, 2m + 1, h, w)
     return windows[torch.arange(len(images), device=images.device), :, down, right]
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Flip the images that are chosen left to right: (B, C, h, w), (B,) bool -> (B, C, h, w); may change ``images``."""
+    if images[0].numel() > _SMALL:
+        for row in chosen.nonzero()[:, 0].tolist():
+            images[row] = images[row].flip(-1)
+        return images
+    # Small images are mirrored all, and one of two taken: a few long copies are quicker than many short ones.
+    row = torch.arange(len(images)) + len(images) * chosen
+    return torch.cat([images, images.flip(-1)]).index_select(0, row.to(images.device))

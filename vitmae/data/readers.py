@@ -7,6 +7,7 @@ Shapes: B rows of a batch, C channels, h w the model's image size.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from vitmae.randomness import fold, fold_each, fold_indices
 
 log = logging.getLogger(__name__)
 
-_DECODED_AT_ONCE = 16   # images: few enough to stay in memory, enough to draw their boxes together
+HELD_DECODED = 32 * 2**20   # bytes: their boxes are drawn together, which costs as much as drawing one
 
 
 class MaskedBatch(NamedTuple):
@@ -120,12 +121,7 @@ class EncodedReader:
         images = torch.empty(len(keys), self.in_chans, *self.view.size, dtype=torch.uint8)
         masks = torch.empty(len(keys), *self.view.size, dtype=torch.uint8) if self.masks else None
         found = torch.full((len(indices),), -1)                          # which image is in which row
-        for start in range(0, len(indices), _DECODED_AT_ONCE):
-            decoded = {}
-            for row in range(start, min(start + _DECODED_AT_ONCE, len(indices))):
-                pixels, found[row] = self._decode(int(request.indices[row]), replace=request.epoch is not None)
-                if pixels is not None:
-                    decoded[row] = pixels
+        for decoded in self._decode_some(request, found):
             sizes = torch.tensor([pixels.shape[:2] for pixels in decoded.values()]).view(-1, 2)
             for first in range(0, len(keys), len(indices)):              # each repeat has its own boxes
                 rows = [first + row for row in decoded]
@@ -149,6 +145,18 @@ class EncodedReader:
             batch_key(self.seed, request.epoch, indices),
         )
         return batch if masks is None else MaskedBatch(batch, masks)
+
+    def _decode_some(self, request: Request, found: Tensor) -> Iterator[dict[int, Pixels]]:
+        """The images of a request, some at a time: row -> pixels; which image of the split it is goes to ``found``."""
+        decoded: dict[int, Pixels] = {}
+        for row, position in enumerate(request.indices.tolist()):
+            pixels, found[row] = self._decode(position, replace=request.epoch is not None)
+            if pixels is not None:
+                decoded[row] = pixels
+            if sum(held.nbytes for held in decoded.values()) > HELD_DECODED:
+                yield decoded
+                decoded = {}
+        yield decoded
 
     def _decode(self, position: int, replace: bool) -> tuple[Pixels | None, int]:
         """The image at a position, or the next that can be read: its pixels, and which of the split it is."""
