@@ -35,6 +35,9 @@ def train(config: DictConfig) -> float:
         The final value of what the objective is judged by, for a sweeper that optimises.
     """
     launch = current_launch()
+    if launch.rank > 0:  # what there is to say the first rank says
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.NOTSET if isinstance(handler, logging.FileHandler) else logging.ERROR)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
     settings = plain(config)
     ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
@@ -79,8 +82,9 @@ def _train(
     if settings["compile"]:
         objective.compile_blocks()
 
-    loggers = [MetricsFile(run)]
-    loggers += [build(node, run=run) for key, node in settings["logger"].items() if key != "csv"]
+    loggers = [build(node, run=run) for node in settings["logger"].values()]
+    if not any(isinstance(logger, MetricsFile) for logger in loggers):
+        loggers.append(MetricsFile(run))
     callbacks = [
         LearnBaselines(),
         build(settings["probe"]),

@@ -178,6 +178,7 @@ class Payload:
         ({"state_dict": Payload()}, "not safe to load"),
         (b"PK\x03\x04 half a file", "is damaged"),
         (b"", "is damaged"),
+        (b"PK", "is damaged"),
         ({"state_dict": {}}, "is not a checkpoint of this project"),
         ([1, 2], "is not a checkpoint of this project"),
         ({"vitmae_format": module.FORMAT + 1}, "newer vitmae"),

@@ -62,6 +62,36 @@ def test_settings_that_do_not_fit_each_other_are_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_epochs": 4, "val_check_interval": 1000}, r"^trainer: .*val_check_interval"),
+        ({"max_epochs": 1}, r"^trainer: You restored a checkpoint with current_epoch=2"),
+    ],
+)
+def test_a_resumed_run_that_cannot_be_so_is_one_line(tmp_path, settings, message):
+    run = new_run(tmp_path)
+    run_fit(run, max_epochs=3)
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(run, ckpt=run.last, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_shape_is_one_line_that_names_what_does_not_fit(tmp_path):
+    run, other = new_run(tmp_path), Weights()
+    run_fit(run, max_epochs=1)
+    other.weights = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(UserError, match="does not fit these settings: size mismatch for weights"):
+        run_fit(run, other, ckpt=run.last, max_epochs=2)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    run = new_run(tmp_path)
+    run.last.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read as a checkpoint: it is damaged"):
+        run_fit(run, ckpt=run.last, max_epochs=1)
+
+
 def test_a_mistake_found_inside_a_hook_stays_a_mistake(tmp_path):
     class Picky(Callback):
         def on_train_start(self, trainer, pl_module):

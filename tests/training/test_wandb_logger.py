@@ -1,3 +1,4 @@
+import os
 import time
 
 import matplotlib.pyplot as plt
@@ -131,6 +132,16 @@ def test_a_network_lost_in_the_middle_stops_nothing_and_loses_nothing(run, serve
     (folder,) = (run.path / "wandb").glob("run-*")
     assert len(read_offline_run(folder)["history"]) == 201
     assert f"upload the rest with: wandb sync {folder}" in caplog.text
+
+
+def test_artifacts_wait_for_their_upload_below_the_run_that_made_them(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    logger = Wandb(run, log_checkpoint=True)
+    log_a_run(logger)
+    run.last.write_bytes(b"last")
+    logger.close({}, 0)
+    assert list((run.path / "wandb" / "artifacts").rglob("*"))
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_what_fails_once_is_told_once_and_not_tried_again(run, monkeypatch, caplog):

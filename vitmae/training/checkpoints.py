@@ -33,6 +33,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Plain types and tensors only, on the CPU."""
+        return read_checkpoint(Path(path))
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of this project on the CPU: Lightning's entries, and the settings under ``vitmae_config``.
 
@@ -46,8 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        is_unsafe = "weights_only" in str(error).lower()
-        reason = "it holds objects that are not safe to load" if is_unsafe else "it is damaged"
+        reason = "it holds objects that are not safe to load" if "GLOBAL" in str(error) else "it is damaged"
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, dict) or "vitmae_format" not in content:
         raise UserError(f"{path} is not a checkpoint of this project")

@@ -103,7 +103,7 @@ def fit(
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {_one_line(error)}") from error
     run.save_environment(_devices(trainer))
     metrics: dict[str, float] = {}
     exit_code = 1
@@ -140,11 +140,20 @@ def _one_ending(trainer: Trainer, run: RunDirectory, interruption: Interruption)
             yield
     except Interrupted:
         raise  # the others stop at the same step by themselves
-    except BaseException:
+    except BaseException as error:
         end_others()
         if interruption.is_aborted:  # Lightning makes an exit of a second Ctrl-C
             raise KeyboardInterrupt from None
+        if isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error):
+            raise UserError(f"trainer: {_one_line(error)}") from error
+        if "Error(s) in loading state_dict" in str(error):
+            fault = str(error).splitlines()[1].strip()
+            raise UserError(f"the checkpoint does not fit these settings: {fault}") from error
         raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _as_floats(trainer: Trainer) -> dict[str, float]:

@@ -8,6 +8,7 @@ at once.
 
 import os
 import signal
+import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ class Interruption:
         self.is_aborted = False
 
     def listen(self) -> None:
-        """Take over the signals, from the main thread; Lightning gives them back when its fit ends."""
+        """Take over the signals, which only a main thread gets; Lightning gives them back when its fit ends."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 

@@ -52,6 +52,10 @@ def _host() -> str:
     return urlsplit(wandb.setup().settings.base_url).netloc
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class Wandb(Logger):
     """A W&B run that lives and resumes with a run directory.
 
@@ -83,7 +87,7 @@ class Wandb(Logger):
         self._log_checkpoint = log_checkpoint
         self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
         self._run: Any = None
-        self._is_lost = False
+        self._is_lost = self._has_set_data_dir = False
 
     @property
     def name(self) -> str:
@@ -100,7 +104,9 @@ class Wandb(Logger):
         if self._run is not None:
             return self._run
         os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here, in one line
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._directory.path / "wandb"))  # where artifacts wait for upload
+        if "WANDB_DATA_DIR" not in os.environ:  # where artifacts wait for upload
+            os.environ["WANDB_DATA_DIR"] = str(self._directory.path / "wandb")
+            self._has_set_data_dir = True
         mode: str = self._mode
         why = ""
         if mode == "auto":
@@ -117,7 +123,7 @@ class Wandb(Logger):
 
             wandb.teardown()  # it holds the id of the run that did not come to be
             self._run = self._init("offline")
-            why = f", {_host()} cannot be used: {str(error).splitlines()[0]}"
+            why = f", {_host()} cannot be used: {_first_line(error)}"
         if self._run.offline:
             _log.info("W&B: offline%s; upload with: %s", why, self._sync_command())
         elif mode == "online":
@@ -145,7 +151,7 @@ class Wandb(Logger):
         except Exception as error:
             self._is_lost = True
             remedy = f"; upload the rest with: {self._sync_command()}" if self._run else ""
-            _log.warning("W&B: no longer logged, %s%s", str(error).splitlines()[0], remedy)
+            _log.warning("W&B: no longer logged, %s%s", _first_line(error), remedy)
 
     def _sync_command(self) -> str:
         return f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
@@ -201,3 +207,5 @@ class Wandb(Logger):
 
         wandb.teardown()  # only then is all that was logged in the file
         self._run = None
+        if self._has_set_data_dir:  # the next run of this process has its own
+            del os.environ["WANDB_DATA_DIR"]

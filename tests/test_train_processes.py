@@ -1,0 +1,121 @@
+"""The train command in several processes on the processor: one ending for all of them, whoever starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitmae.config import config_dir
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "logger=none",
+    "backbone.embed_dim=16", "backbone.depth=1", "backbone.num_heads=2", "data.batch_size=32", "trainer.num_sanity_val_steps=0",
+    "probe.images=50", "panel.images=1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def a_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(config_dir().parent))
+
+
+def start(*arguments, starter=("-m", "vitmae.train")):
+    return subprocess.Popen([sys.executable, *starter, *TINY, *arguments], text=True, stdout=-1, stderr=-1)
+
+
+def end(process):
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def only(pattern):
+    (path,) = Path("runs").glob(pattern)
+    return path
+
+
+def state(run):
+    return json.loads((run / "summary.json").read_text())["state"]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def until_saved(process, name):
+    while not list(Path("runs").glob(f"2*/*{name}*/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_signal_to_the_first_process_stops_all_of_them_at_one_step_and_the_run_goes_on(tmp_path):
+    settings = ["trainer.max_epochs=1000", "probe.every_n_epochs=1000", "panel.every_n_epochs=1000"]
+    process = start(*settings, "name=stopped")
+    until_saved(process, "stopped")
+    process.send_signal(signal.SIGTERM)
+    code, out, err = end(process)
+    run = only("2*/*")
+    assert (code, state(run)) == (75, "interrupted"), err
+    stopped_at = weights(run)["global_step"]
+    assert f"stopped after step {stopped_at}; to go on: " in out
+    assert err == ""
+    resumed = subprocess.run(
+        [sys.executable, "-m", "vitmae.train", "ckpt=last", f"trainer.max_steps={stopped_at + 2}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(run)["global_step"] == stopped_at + 2
+
+
+@pytest.mark.parametrize("mistake", ["model.optimizer.warmup_epochs=500", "model.optimizer.layer_decay=2"])
+def test_a_mistake_that_every_process_finds_is_told_once(mistake):
+    code, _, err = end(start(mistake))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert state(only("2*/*")) == "failed"
+
+
+def test_a_mistake_that_only_another_process_finds_ends_the_run_in_its_words(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import os, sys\n"
+        "from vitmae import train\n"
+        "from vitmae.data.datamodule import ImageData\n"
+        "from vitmae.errors import UserError\n"
+        "def refuse(self): raise UserError('an image that only rank 1 reads')\n"
+        "if os.environ.get('LOCAL_RANK') == '1': ImageData.val_dataloader = refuse\n"
+        "sys.exit(train.main())\n"
+    )
+    process = start(starter=(str(broken),))
+    code, _, err = end(process)
+    assert (code, err) == (2, "error: an image that only rank 1 reads\n")
+    assert state(only("2*/*")) == "failed"
+
+
+def test_ranks_that_torchrun_starts_share_one_run():
+    starter = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "vitmae.train")
+    code, out, err = end(start("trainer.max_steps=2", starter=starter))
+    assert code == 0, err
+    assert weights(only("2*/*"))["global_step"] == 2
+    assert out.count("held-out loss") == 1
+
+
+def test_each_job_of_a_sweep_starts_its_own_processes():
+    code, _, err = end(start("trainer.max_steps=2", "-m", "model.mask_ratio=0.5,0.75"))
+    assert code == 0, err
+    sweep = only("2*/*-sweep")
+    ratios = [weights(sweep / f"{number}-model.mask_ratio={ratio}")["vitmae_config"]["model"]["mask_ratio"]
+              for number, ratio in enumerate((0.5, 0.75))]  # fmt: skip
+    assert ratios == [0.5, 0.75]
+    assert os.listdir(sweep / "0-model.mask_ratio=0.5" / "checkpoints").count("last.ckpt") == 1
+    assert len(list(Path("runs").glob("2*/*"))) == 1  # no process has begun a sweep of its own
