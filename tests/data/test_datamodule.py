@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from vitmae.data import intake, readers
 from vitmae.data.datamodule import ImageData
 from vitmae.data.digits import Digits
 from vitmae.data.folder import Folder
+from vitmae.data.settings import workers_for
 from vitmae.data.shapes import Shapes
 from vitmae.errors import UserError
 
@@ -222,6 +225,21 @@ def test_drawn_images_that_have_the_size_are_not_cropped():
     data = prepared(source=Shapes(16, 16, 16), img_size=96, in_chans=3, batch_size=8)
     images = next(iter(data.val_dataloader())).images
     assert torch.equal(images, data._val.images.read(torch.arange(8)))
+
+
+def test_a_set_in_memory_is_copied_to_a_device_once():
+    images = prepared(**MEMORY)._train.images
+    assert images.to(torch.device("cpu")) is images
+    moved = images.to(torch.device("meta"))
+    assert moved.images.device.type == "meta"
+    assert images.to(torch.device("meta")) is moved
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 8), (2, 4), (16, 1)])
+def test_workers_share_the_cores_with_the_other_processes(monkeypatch, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert workers_for("auto", processes) == workers
+    assert workers_for(3, processes) == 3
 
 
 # -- subsets ---------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def on_rank(rank, world, **settings):
     progress = SimpleNamespace(total=SimpleNamespace(completed=0))
     data.trainer = SimpleNamespace(
         global_rank=rank, world_size=world, strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        num_training_batches=5, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        num_training_batches=5, num_devices=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )  # fmt: skip
     return data
 

@@ -17,9 +17,13 @@ def cache_dir() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """One key of many parts."""
-    text = "\0".join(map(str, parts))
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    """One key of many parts: bytes as they are, anything else as it is printed."""
+    key = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
+        key.update(b"%d:" % len(data))
+        key.update(data)
+    return key.hexdigest()
 
 
 def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:

@@ -21,7 +21,6 @@ from vitmae.data.loader import Loader, Requests
 from vitmae.data.readers import EncodedReader, FixedSizeReader
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
 from vitmae.data.settings import (
-    cores,
     image_size,
     plain,
     require,
@@ -29,6 +28,7 @@ from vitmae.data.settings import (
     require_number,
     require_whole,
     training_view,
+    workers_for,
 )
 from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, MemoryImages, Source, Splits, Stats
 from vitmae.data.stats import given, measure
@@ -37,7 +37,7 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_SPLIT_SEED = 0         # of all runs: what one run is validated on, no other may have been trained on
+_SPLIT_SEED = 0         # of all runs: what one run is validated on, no other may have been trained on; of probes too
 _MOST_MEASURED = 2048   # images that are decoded or drawn for `stats=auto`; sets in memory are measured whole
 
 
@@ -50,8 +50,8 @@ class ImageData(LightningDataModule):
         img_size: the model's, in pixels: one number, or [height, width].
         in_chans: channels.
         batch_size: images per step and process.
-        num_workers: processes that decode; "auto": as many as there are cores for this process, none for sets
-            in memory.
+        num_workers: processes that decode; "auto": as many as there are cores for this process, up to 16; none for
+            sets in memory, which lie on the device and are cropped there.
         train_fraction: share of each class to train on, after validation images have been set aside.
         val_fraction: share of each class of the training images to set aside for validation, where the set has
             no validation split; the same images for every seed.
@@ -183,7 +183,7 @@ class ImageData(LightningDataModule):
     def _statistics(self, splits: Splits, train: Part) -> Stats:
         if isinstance(self.stats, Mapping):
             return given(self.stats, self.in_chans)
-        require(self.stats in {None, "auto"}, "stats", self.stats, "auto, null or {mean: [...], std: [...]}")
+        require(self.stats in (None, "auto"), "stats", self.stats, "auto, null or {mean: [...], std: [...]}")
         if self.stats is None and splits.stats and len(splits.stats.mean) == self.in_chans:
             return splits.stats
         if isinstance(train.images, MemoryImages):
@@ -272,7 +272,7 @@ class ImageData(LightningDataModule):
         if masks and self.num_mask_classes is None:
             raise UserError("these images have no per-pixel classes: use data=shapes, or data=folder with "
                             "data.source.masks")
-        part = at_most(self._part(split), limit, self.seed, "probe")
+        part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
         return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), training=False, masks=masks)
 
     def _part(self, split: str) -> Part:
@@ -291,7 +291,7 @@ class ImageData(LightningDataModule):
         view = view if training else view.for_evaluation()
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if isinstance(part.images, EncodedImages):
-            workers = cores() if self.num_workers == "auto" else self.num_workers
+            workers = workers_for(self.num_workers, self.trainer.num_devices if self.trainer else 1)
             encoded = EncodedReader(part.images, part.indices, view, self.in_chans, self.seed,
                                     skip_unreadable=self.skip_unreadable, masks=masks)
             return Loader(encoded, requests, workers, pin_memory=device.type == "cuda")

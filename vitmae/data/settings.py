@@ -85,7 +85,14 @@ def _range(setting: str, given: Any, most: float) -> tuple[float, float] | None:
     return float(pair[0]), float(pair[1])
 
 
-def cores() -> int:
-    """How many processor cores this process may use, its share where several processes run on this machine."""
+def workers_for(num_workers: Any, processes: int) -> int:
+    """How many workers a process has that decodes: the number given, or for "auto" its share of the cores, up to 16.
+
+    Args:
+        num_workers: the setting.
+        processes: how many processes share this machine.
+    """
+    if num_workers != "auto":
+        return int(num_workers)
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(16, max(1, here // processes))

@@ -70,6 +70,7 @@ class MemoryImages(FixedSizeImages):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
         self.size = (images.shape[2], images.shape[3])
+        self._moved: MemoryImages | None = None
 
     def read(self, indices: Tensor) -> Tensor:
         """The images at ``indices``: one gather."""
@@ -80,8 +81,12 @@ class MemoryImages(FixedSizeImages):
         raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.source.masks")
 
     def to(self, device: torch.device) -> "MemoryImages":
-        """The whole set on a device, where crops and flips then are cheap."""
-        return MemoryImages(self.images.to(device), self.labels)
+        """The whole set on a device, where crops and flips then are cheap; copied there once."""
+        if self.images.device == device:
+            return self
+        if self._moved is None or self._moved.images.device != device:
+            self._moved = MemoryImages(self.images.to(device), self.labels)
+        return self._moved
 
 
 class RenderedImages(FixedSizeImages):
