@@ -146,7 +146,7 @@ def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
         "val/loss_mean_patch": "  by the mean patch",
         "val/loss_visible_mean": "  by the visible mean",
         "probe/knn": "kNN accuracy",
-        "probe/knn_untrained": "  untrained backbone",
+        "probe/knn_untrained": "  before training",
         "probe/knn_pixels": "  raw pixels",
     }
     for name in [*titles, *sorted(name for name in metrics if name.startswith("val/") and name not in titles)]:
