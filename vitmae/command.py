@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vitmae.config import config_dir, did_you_mean, setting_keys
+from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
 from vitmae.errors import UserError
 from vitmae.training.ending import ABORTED, FAULT, report
 from vitmae.training.launch import RANK_MARKERS, current_launch
@@ -86,6 +86,13 @@ def command(
         return max(codes)
 
     return main
+
+
+def call_target(config: DictConfig) -> None:
+    """The task of a command whose settings are the arguments of one function, which `_target_` names."""
+    settings = plain(config)
+    check_settings(settings)
+    build(settings)
 
 
 def _job(task: Task, codes: list[int]) -> Task:

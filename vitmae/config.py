@@ -131,14 +131,15 @@ def _check_node(node: Mapping[str, Any], path: str) -> None:
         annotations = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except NameError:  # an annotation that only a type checker can resolve
         annotations = {}
+    prefix = f"{path}." if path else ""
     for key, value in node.items():
         if key in _DIRECTIVES:
             continue
         if key not in names and not is_open:
-            near = did_you_mean(f"{path}.{key}", [f"{path}.{name}" for name in names])
-            raise UserError(f"unknown setting {path}.{key}{near}")
+            near = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in names])
+            raise UserError(f"unknown setting {prefix}{key}{near}")
         if key in annotations and not _holds_nodes(value):
-            _check_value(f"{path}.{key}", value, annotations[key])
+            _check_value(f"{prefix}{key}", value, annotations[key])
 
 
 def _holds_nodes(value: Any) -> bool:

@@ -6,7 +6,7 @@ Shapes: B images, C channels, h w the model's image size.
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vitmae.data.decode import EXTENSIONS, Pixels, UnreadableImage, decode
 from vitmae.data.folder import FileImages, Folder
 from vitmae.data.loader import Loader
 from vitmae.data.samplers import OrderedRequests, Request
+from vitmae.data.settings import workers_for
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size
 
@@ -135,10 +136,16 @@ class FolderImages:
         """The path of a file."""
         return self.files.name(number)
 
-    def batches(self, batch_size: int, num_workers: int, first: int = 0) -> Iterator[Shown]:
-        """All images from the `first` on, in their order, decoded by `num_workers` processes (0: by this one)."""
+    def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[Shown]:
+        """All images from the `first` on, in their order.
+
+        Args:
+            batch_size: images at once.
+            num_workers: processes that decode; 0: this one does; "auto": as many as there are cores.
+            first: where to begin.
+        """
         requests = OrderedRequests(len(self) - first, batch_size)
-        yield from Loader(_FolderReader(self, first), requests, num_workers, pin_memory=False)
+        yield from Loader(_FolderReader(self, first), requests, workers_for(num_workers, 1), pin_memory=False)
 
 
 class _FolderReader:

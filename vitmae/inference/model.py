@@ -22,7 +22,9 @@ from vitmae.inference.images import Images, See, each
 from vitmae.randomness import fold, fold_indices
 from vitmae.tokens.masking import Mask, draw_mask, mask_from_tensor
 from vitmae.tokens.patches import Size
+from vitmae.training.resume import find_resumption
 from vitmae.weights import own
+from vitmae.weights.files import first_line
 from vitmae.weights.read import local
 
 if TYPE_CHECKING:
@@ -162,7 +164,8 @@ class Model:
             UserError: the model has no trained decoder, the mask does not fit, or an image cannot be read.
         """
         prepared = self.prepare(images)
-        return self.reconstruct_batch(prepared, self._mask(mask, len(prepared), seed))
+        keys = fold_indices(fold(seed, "reconstruct"), torch.arange(len(prepared)))
+        return self.reconstruct_batch(prepared, self.mask(mask, keys))
 
     @torch.no_grad()
     def reconstruct_batch(self, images: Tensor, mask: Mask) -> Reconstruction:
@@ -207,16 +210,21 @@ class Model:
         for start in range(0, len(named), batch_size):
             yield torch.stack([self.see(image, name) for name, image in named[start : start + batch_size]])
 
-    def _mask(self, mask: MaskLike, count: int, seed: int) -> Mask:
+    def mask(self, mask: MaskLike, keys: Tensor) -> Mask:
+        """What `mask` means for images with these random keys (B,).
+
+        Raises:
+            UserError: the model has no trained decoder, or the mask does not fit.
+        """
         self.require_decoder()
         if mask is None or isinstance(mask, str | float | int):
             ratio = self.objective.mask_ratio if mask is None or isinstance(mask, str) else float(mask)
             kind = self.objective.mask_kind if mask is None else mask if isinstance(mask, str) else "random"
             if kind not in ("random", "block", "grid"):
                 raise UserError(f"mask={kind}: a ratio, one of random, block, grid, or a mask of your own is wanted")
-            return draw_mask(fold_indices(fold(seed, "reconstruct"), torch.arange(count)), self.grid_size, ratio, kind)
+            return draw_mask(keys, self.grid_size, ratio, kind)
         planes = patch_mask(torch.as_tensor(mask) > 0, self.img_size, self.grid_size)
-        return mask_from_tensor(planes.expand(count, -1, -1))
+        return mask_from_tensor(planes.expand(len(keys), -1, -1))
 
 
 def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
@@ -237,7 +245,24 @@ def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
     return cells.any(dim=4).any(dim=2)
 
 
+def find_model(ckpt: str, runs: str) -> Path:
+    """The path that a `ckpt` setting means.
+
+    Args:
+        ckpt: a run directory (its best checkpoint, else its last), a checkpoint, a bundle or the hub's name of one; or
+            ``last`` or ``best``: that checkpoint of the run that was saved last.
+        runs: where ``last`` and ``best`` look, at any depth.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_resumption(ckpt, Path(runs), []).checkpoint if ckpt in ("last", "best") else local(ckpt)
+
+
 def open_model(path: str | Path, device: str | torch.device | None = None) -> Model:
     """See `vitmae.load`."""
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(own.read(local(str(path))), torch.device(chosen))
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return Model(own.read(local(str(path))), chosen)
+    except RuntimeError as error:
+        raise UserError(f"device={device}: {first_line(error)}") from error

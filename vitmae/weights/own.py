@@ -65,6 +65,11 @@ def find(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def home(path: Path) -> Path:
+    """Where things made of a checkpoint or bundle belong: its run's directory, or the folder that it lies in."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def read(path: Path) -> Saved:
     """Read a checkpoint, a run directory or a bundle.
 

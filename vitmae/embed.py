@@ -1,0 +1,61 @@
+"""Embed a folder: `python -m vitmae.embed ckpt=last images=photos/ out=features.parquet`; a killed run goes on."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+from vitmae.command import call_target, command
+from vitmae.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def embed(
+    ckpt: str,
+    images: str,
+    out: str = "features.parquet",
+    pooling: Literal["cls", "avg"] | None = None,
+    batch_size: int = 64,
+    num_workers: int | Literal["auto"] = "auto",
+    on_error: Literal["raise", "skip"] = "raise",
+    device: str | None = None,
+    runs: str = "runs",
+) -> None:
+    """Write one vector per image into a table.
+
+    Args:
+        ckpt: see `vitmae.inference.model.find_model`.
+        images: see `vitmae.inference.images.FolderImages`.
+        out: the Parquet file.
+        pooling: see `vitmae.inference.model.Model.encode`.
+        batch_size: images at once.
+        num_workers: processes that decode.
+        on_error: what to do with an image that cannot be read.
+        device: where the model runs.
+        runs: where ``ckpt=last`` looks.
+
+    Raises:
+        UserError: see `vitmae.inference.embedding.embed_folder`.
+    """
+    table = Path(out).expanduser()
+    if table.suffix != ".parquet" or batch_size < 1:
+        raise UserError(f"out={out} batch_size={batch_size}: a .parquet file and at least one image at once are wanted")
+
+    from vitmae.inference.embedding import embed_folder
+    from vitmae.inference.images import FolderImages
+    from vitmae.inference.model import find_model, open_model
+
+    model = open_model(find_model(ckpt, runs), device)
+    folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    done = embed_folder(model, folder, table, pooling=pooling, batch_size=batch_size, num_workers=num_workers)
+    for line in done.unreadable:
+        _log.warning("left out: %s", line)
+    _log.info("%s: %d vectors of width %d, %d images left out", table, done.count, done.width, len(folder) - done.count)
+
+
+main = command(call_target, "embed")
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Export a model: `python -m vitmae.export ckpt=last format=timm what=encoder`; `--help` lists the formats."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+from vitmae.command import call_target, command
+from vitmae.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def export(
+    ckpt: str,
+    format: Literal["bundle", "timm", "hf", "fair", "onnx", "torch_export"] = "bundle",
+    what: Literal["encoder", "full"] = "full",
+    out: str | None = None,
+    push: str | None = None,
+    runs: str = "runs",
+) -> None:
+    """Write a trained model into a folder, and perhaps onto the hub.
+
+    Args:
+        ckpt: see `vitmae.inference.model.find_model`.
+        format: see `vitmae.weights.write`.
+        what: with decoder or head, or without.
+        out: the folder; None: ``export/<format>-<what>`` in the run's directory, or beside the file.
+        push: the hub repository that a bundle is uploaded to.
+        runs: where ``ckpt=last`` looks.
+
+    Raises:
+        UserError: see `vitmae.weights.write.write_weights` and `vitmae.weights.hub.push_bundle`.
+    """
+    from vitmae.inference.model import find_model
+    from vitmae.weights import hub, own
+    from vitmae.weights.write import write_weights
+
+    if push is not None:
+        if format != "bundle":
+            raise UserError(f"push={push} hands over a bundle: leave out format={format}")
+        hub.check_repository(push)
+    saved = own.read(find_model(ckpt, runs))
+    folder = Path(out).expanduser() if out else own.home(saved.path) / "export" / f"{format}-{what}"
+    for path in write_weights(saved, format, what, folder):
+        _log.info("%s  %.1f MB", path, path.stat().st_size / 1e6)
+    if push is not None:
+        _log.info("uploaded to %s", hub.push_bundle(folder, push))
+
+
+main = command(call_target, "export")
+
+if __name__ == "__main__":
+    sys.exit(main())

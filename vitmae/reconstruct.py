@@ -1,0 +1,72 @@
+"""Reconstruct a folder: `python -m vitmae.reconstruct ckpt=last images=photos/ passes=4`; scores and pictures."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+from vitmae.command import call_target, command
+from vitmae.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def reconstruct(
+    ckpt: str,
+    images: str,
+    out: str = "reconstructions",
+    mask: float | str | None = None,
+    passes: int | None = None,
+    panels: int | None = 32,
+    batch_size: int = 32,
+    num_workers: int | Literal["auto"] = "auto",
+    on_error: Literal["raise", "skip"] = "raise",
+    seed: int = 0,
+    device: str | None = None,
+    runs: str = "runs",
+) -> None:
+    """Hide a part of each image, predict it, and write how well that went.
+
+    Args:
+        ckpt: see `vitmae.inference.model.find_model`.
+        images: see `vitmae.inference.images.FolderImages`.
+        out: a folder to be made.
+        mask: see `vitmae.inference.reconstruction.read_mask`.
+        passes: how many masks hide each patch once, instead of `mask`.
+        panels: how many pictures to draw; None: of all images.
+        batch_size: images at once.
+        num_workers: processes that decode.
+        on_error: what to do with an image that cannot be read.
+        seed: of masks that are drawn.
+        device: where the model runs.
+        runs: where ``ckpt=last`` looks.
+
+    Raises:
+        UserError: see `vitmae.inference.reconstruction.reconstruct_folder`.
+    """
+    if mask is not None and passes is not None:
+        raise UserError(f"mask={mask} and passes={passes} exclude each other: passes hides each patch once")
+    if batch_size < 1 or (panels is not None and panels < 0):
+        raise UserError(f"batch_size={batch_size} panels={panels}: at least one image at once and no negative number")
+
+    from vitmae.inference.images import FolderImages
+    from vitmae.inference.model import find_model, open_model
+    from vitmae.inference.reconstruction import read_mask, reconstruct_folder
+
+    model = open_model(find_model(ckpt, runs), device)
+    model.require_decoder()
+    folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
+    place = Path(out).expanduser()
+    done = reconstruct_folder(
+        model, folder, place, mask=read_mask(mask, model), passes=passes, panels=panels, batch_size=batch_size,
+        num_workers=num_workers, seed=seed,
+    )  # fmt: skip
+    for line in done.unreadable:
+        _log.warning("left out: %s", line)
+    _log.info("%s: %d images, mean score %.4g, %d left out", place, done.count, done.mean, len(done.unreadable))
+
+
+main = command(call_target, "reconstruct")
+
+if __name__ == "__main__":
+    sys.exit(main())
