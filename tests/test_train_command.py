@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on
     assert train("ckpt=last", "trainer.max_steps=4", "model=mae").code == 0
     assert only("2*/*") == run
     settings = OmegaConf.load(run / "config.yaml")
-    assert (settings.trainer.max_steps, settings.model.mask_ratio, settings.seed) == (4, 0.5, 7)
+    assert (settings.trainer.max_steps, settings.model.mask_ratio, settings.seed, settings.ckpt) == (4, 0.5, 7, None)
     assert weights(run)["global_step"] == 4
     assert "trainer.max_steps=4" in (run / "commands.txt").read_text().splitlines()[1]
     done = train("ckpt=last", "model=vit")

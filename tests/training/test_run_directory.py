@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vitmae.errors import UserError
+from vitmae.training import run_directory as module
 from vitmae.training.launch import Launch
 from vitmae.training.run_directory import RunDirectory, claim_directory, environment, read_summary
 
@@ -32,6 +33,19 @@ def test_ranks_that_are_started_side_by_side_agree_although_their_clocks_differ(
         claims = list(pool.map(lambda rank: claim_directory(tmp_path / "day" / f"{rank.rank}-mae", rank, tmp_path), RANKS))
     assert len(set(claims)) == 1
     assert [path.name for path in (tmp_path / "day").iterdir()] == [claims[0].name]  # nobody leaves an empty one
+
+
+def test_a_rank_that_is_overtaken_while_it_makes_a_directory_takes_the_other_one(tmp_path, monkeypatch):
+    make, first = module._make, []
+
+    def be_overtaken(path):
+        monkeypatch.setattr(module, "_make", make)
+        first.append(claim_directory(tmp_path / "day" / "0-mae", RANKS[0], tmp_path))
+        return make(path)
+
+    monkeypatch.setattr(module, "_make", be_overtaken)
+    assert claim_directory(tmp_path / "day" / "1-mae", RANKS[1], tmp_path) == first[0]
+    assert list((tmp_path / "day").iterdir()) == first
 
 
 @pytest.mark.parametrize("separate", [True, False])
