@@ -138,6 +138,11 @@ def test_each_of_two_operations_is_done_every_second_time_and_all_are_equally_li
     assert stats.chisquare(counts).pvalue > 0.001
 
 
+def test_the_two_operations_are_drawn_apart(monkeypatch):
+    calls = spy(monkeypatch, RandAugment(6, fill=(0.5,)), 2000)
+    assert len({strength for _, strength, _ in calls}) > 0.95 * len(calls)
+
+
 def test_strengths_are_spread_around_the_magnitude_and_signs_are_even(monkeypatch):
     calls = spy(monkeypatch, RandAugment(6, fill=(0.5,)), 6000)
     strengths = np.array([call[1] for call in calls])

@@ -341,6 +341,8 @@ def test_masks_without_any_are_refused():
         ({"train_fraction": 0.01}, "data.train_fraction"),
         ({"train_fraction": 0.049, "source": Tensors(41), "batch_size": 1}, "class class 1"),
         ({"val_fraction": 1.0}, "data.val_fraction"),
+        ({"val_fraction": 0}, "data.val_fraction"),
+        ({"crop_pct": 0}, "data.crop_pct"),
         ({"crop": "centre"}, "data.crop"),
         ({"crop": "random_resized", "crop_ratio": "abc"}, "data.crop_ratio"),
         ({"crop": "random_resized", "crop_scale": [0.2]}, "data.crop_scale"),

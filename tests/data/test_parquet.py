@@ -74,8 +74,9 @@ def test_a_table_without_labels_has_none(tmp_path):
     assert splits.train.labels.tolist() == [-1, -1]
 
 
-def test_a_row_without_a_label_is_labelled_minus_one(tmp_path):
-    splits = load(write(tmp_path / "a.parquet", [0, None, 1]))
+@pytest.mark.parametrize("labels", [[0, None, 1], ["a", None, "b"]])
+def test_a_row_without_a_label_is_labelled_minus_one(tmp_path, labels):
+    splits = load(write(tmp_path / "a.parquet", labels))
     assert splits.train.labels.tolist() == [0, -1, 1]
 
 

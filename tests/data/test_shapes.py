@@ -80,6 +80,23 @@ def test_shapes_can_be_told_from_the_ground_by_their_colour():
         assert (inside - outside).abs().max() > 20
 
 
+def test_a_mask_ends_where_its_shape_ends():
+    images, masks = drawn(160, (128, 128))
+    nearer = []
+    for image, mask, label in zip(images.float(), masks, (torch.arange(160) % len(CLASSES)).tolist(), strict=True):
+        shape, ground = (mask == 1 + label).float()[None], (mask == 0).float()[None]
+        rim = (shape - eroded(shape, 1))[0] > 0                          # the outermost pixels of the shape
+        rim &= (1 - eroded(1 - ground, 2))[0] > 0                        # where it borders on the ground
+        inside, outside = eroded(shape, 3)[0] > 0, ground[0] > 0
+        seen, core, around = (image[:, part].mean(1) for part in (rim, inside, outside))
+        nearer.append(bool((seen - core).norm() < (seen - around).norm()))
+    assert sum(nearer) > 150
+
+
+def eroded(mask, pixels):
+    return -torch.nn.functional.max_pool2d(-mask, 2 * pixels + 1, stride=1, padding=pixels)
+
+
 def test_every_class_has_an_outline_of_its_own():
     """Upright and centred shapes of two classes differ in a tenth of their pixels or more."""
     from vitmae.data.shapes import _OUTLINES
