@@ -292,6 +292,7 @@ class ImageData(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if isinstance(part.images, EncodedImages):
             workers = workers_for(self.num_workers, self.trainer.num_devices if self.trainer else 1)
+            workers = min(workers, max(len(requests) - 1, 0))            # one batch is here sooner than a worker
             encoded = EncodedReader(part.images, part.indices, view, self.in_chans, self.seed,
                                     skip_unreadable=self.skip_unreadable, masks=masks)
             return Loader(encoded, requests, workers, pin_memory=device.type == "cuda")
