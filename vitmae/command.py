@@ -233,6 +233,27 @@ def store_settings(name: str, settings: dict[str, Any]) -> None:
     ConfigStore.instance().store(name=name, node=OmegaConf.create({**settings, "hydra": section}))
 
 
+def store_node(name: str, node: DictConfig) -> None:
+    """Let Hydra find a config under a name that has no file, such as a command's own with a node filled in."""
+    ConfigStore.instance().store(name=name, node=node)
+
+
+def compose(words: Sequence[str], config_name: str = "config") -> dict[str, Any]:
+    """The settings that a command line stands for, without those that only a run itself knows.
+
+    Raises:
+        UserError: a word is wrong.
+    """
+    try:
+        config = hydra.compose(config_name, overrides=list(words))  # a command has told Hydra where to look
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, config_name, words)) from error
+    with open_dict(config):
+        for key in ("name", "choices"):
+            config.pop(key, None)
+    return plain(config)
+
+
 def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
     """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

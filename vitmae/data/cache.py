@@ -20,8 +20,8 @@ def digest(*parts: object) -> str:
     """One key of many parts: bytes as they are, anything else as it is printed."""
     key = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
-        key.update(b"%d:" % len(data))
+        data = part if isinstance(part, bytes | memoryview) else str(part).encode(errors="surrogateescape")
+        key.update(b"%d:" % (data.nbytes if isinstance(data, memoryview) else len(data)))
         key.update(data)
     return key.hexdigest()
 

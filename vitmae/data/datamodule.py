@@ -32,7 +32,7 @@ from vitmae.data.settings import (
 )
 from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, MemoryImages, Source, Splits, Stats
 from vitmae.data.stats import given, measure
-from vitmae.data.subsets import Part, at_most, divide, refuse_lost_classes
+from vitmae.data.subsets import Part, at_most, divide, fingerprint, refuse_lost_classes
 from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -274,6 +274,11 @@ class ImageData(LightningDataModule):
                             "data.source.masks")
         part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
         return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), training=False, masks=masks)
+
+    def fingerprint(self, split: Literal["train", "val", "test"], limit: int | None = None) -> str:
+        """A key of all that `evaluation_dataloader` without masks depends on: the images, and how they are seen."""
+        part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
+        return digest(fingerprint(part), self.img_size, self.in_chans, self._crop_pct(part.images))
 
     def _part(self, split: str) -> Part:
         part = {"train": self._train, "val": self._val, "test": self._test}[split]

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vitmae.data.cache import digest
 from vitmae.errors import UserError
 
 Paths = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
@@ -31,6 +32,10 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @abstractmethod
+    def fingerprint(self, sample: Sequence[int]) -> str:
+        """A key that changes with the images: of files, with their list and with those of a sample of them."""
 
 
 class FixedSizeImages(Images):
@@ -72,6 +77,10 @@ class MemoryImages(FixedSizeImages):
         self.size = (images.shape[2], images.shape[3])
         self._moved: MemoryImages | None = None
 
+    def fingerprint(self, sample: Sequence[int]) -> str:
+        """Of all pixels: they are here anyway."""
+        return digest(tuple(self.images.shape), self.images.cpu().contiguous().numpy().data)
+
     def read(self, indices: Tensor) -> Tensor:
         """The images at ``indices``: one gather."""
         return self.images.index_select(0, indices.to(self.images.device))
@@ -102,6 +111,11 @@ class RenderedImages(FixedSizeImages):
         self, render: Callable[[Tensor], tuple[Tensor, Tensor]], labels: Tensor, size: tuple[int, int]
     ) -> None:
         self.render, self.labels, self.size = render, labels, size
+
+    def fingerprint(self, sample: Sequence[int]) -> str:
+        """Of the pixels of the sample."""
+        drawn = self.read(torch.as_tensor(sample, dtype=torch.int64))
+        return digest(len(self), tuple(drawn.shape), drawn.numpy().data)
 
     def read(self, indices: Tensor) -> Tensor:
         """Draw the images at ``indices``."""
@@ -144,10 +158,6 @@ class EncodedImages(Images):
         Raises:
             UserError: it has none.
         """
-
-    @abstractmethod
-    def fingerprint(self, sample: Sequence[int]) -> str:
-        """A key that changes with the list of images, and with the files of a sample of them."""
 
 
 class Stats(NamedTuple):

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitmae.data.cache import digest
 from vitmae.data.splits import Images
 from vitmae.errors import UserError
 from vitmae.randomness import permutation
+
+_MOST_LOOKED_AT = 1000
 
 
 class Part(NamedTuple):
@@ -48,6 +51,12 @@ def at_most(part: Part, limit: int | None, seed: int, purpose: str) -> Part:
     """``limit`` images in the order of ``part``, the classes in the proportions that they have there; None: all."""
     first = _standing(part.labels, seed, purpose).argsort(stable=True)[:limit]
     return Part(part.images, part.indices[first.sort().values])
+
+
+def fingerprint(part: Part) -> str:
+    """A key that changes with the images, their order and their labels; of files a thousand are looked at."""
+    sample = torch.linspace(0, len(part.images) - 1, min(len(part.images), _MOST_LOOKED_AT)).long().tolist()
+    return digest(part.images.fingerprint(sample), part.indices.numpy().data, part.labels.numpy().data)
 
 
 def _standing(labels: Tensor, seed: int, purpose: str) -> Tensor:

@@ -121,9 +121,11 @@ def as_source(saved: Saved, name: str) -> Source:
     state = {key: tensor for key, tensor in saved.state.items() if "." in key or key == "mask_token"}
     with torch.device("meta"):
         grid_size = build_backbone(saved.settings).grid_size
+    ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
+    notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
     return Source(
         name, f"this project's {saved.objective}", state, {key: key for key in state}, grid_size=grid_size,
-        license=saved.facts.get("license"), settings=saved.settings,
+        license=saved.facts.get("license"), notes=notes, settings=saved.settings,
     )  # fmt: skip
 
 
@@ -137,17 +139,26 @@ def build_backbone(settings: Mapping[str, Any]) -> Backbone:
     return backbone
 
 
-def rebuild(saved: Saved) -> Any:
-    """The objective as it was saved, in eval mode; of an encoder alone, all else in it is fresh.
+def build_objective(saved: Saved) -> Any:
+    """The objective of a run's settings, with fresh weights and the data's own mean and deviation.
 
     Raises:
-        UserError: see `_trusted`, and if the weights are not those of the settings.
+        UserError: see `_trusted`, and what the objective itself refuses.
     """
     node = _trusted(saved.settings["model"])
     if "num_classes" in node:
         node["num_classes"] = len(saved.state["head.bias"]) if saved.is_full else 1
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
-    objective = build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+    return build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+
+
+def rebuild(saved: Saved) -> Any:
+    """The objective as it was saved, in eval mode; of an encoder alone, all else in it is fresh.
+
+    Raises:
+        UserError: see `build_objective`, and if the weights are not those of the settings.
+    """
+    objective = build_objective(saved)
     try:
         missing = objective.load_state_dict(saved.state, strict=saved.is_full).missing_keys
         if any(name.startswith("backbone.") for name in missing):

@@ -1,0 +1,162 @@
+"""Carry out a comparison's jobs, each in a process of its own: what is done is skipped, what was begun is gone on with.
+
+    folder/runs/<job>/            the run's directory
+    folder/evaluations/<job>.json
+    folder/logs/<job>.log         what the job printed
+    folder/logs/<job>.json        seconds it took, over all attempts
+
+A job that fails does not stop the others; those that need it are left out. An interruption is handed to the job that
+runs, which saves; the same command then goes on.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitmae.atomic import atomic_write
+from vitmae.comparison.plan import Job, Row
+from vitmae.training.ending import INTERRUPTED, short
+from vitmae.training.run_directory import read_summary
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The comparison was interrupted; what ran has been saved."""
+
+
+def carry_out(rows: Sequence[Row], folder: Path) -> dict[str, str]:
+    """Do what is not yet done.
+
+    Args:
+        rows: the plan.
+        folder: of the comparison.
+
+    Returns:
+        Of each job that failed, why, in one line, by the name of its place.
+
+    Raises:
+        Stopped: if a signal asked to stop.
+    """
+    failures: dict[str, str] = {}
+    total = sum(len(row.finetunes) + 1 + (row.pretrain is not None) + (row.probes is not None) for row in rows)
+    count = 0
+    with _Runner(folder, failures) as run:
+        for row in rows:
+            for job in (row.pretrain, *row.finetunes, row.probes):
+                if job is not None:
+                    count += 1
+                    is_lost = row.pretrain is not None and row.pretrain.place.name in failures and job != row.pretrain
+                    if not is_lost:
+                        run(job, f"[{count}/{total}]")
+            count += 1
+            if (best := chosen(row)) is not None:
+                run(best, f"[{count}/{total}]")
+    return failures
+
+
+def is_done(job: Job) -> bool:
+    """Whether a job has left its result."""
+    if job.module == "evaluate":
+        return job.place.is_file()
+    return read_summary(job.place).get("state") == "finished"
+
+
+def chosen(row: Row) -> Job | None:
+    """The evaluation of the fine-tuning that is best on the validation images; of equals the first; None before."""
+    if not all(is_done(job) for job in row.finetunes):
+        return None
+    accuracies = [best_accuracy(job) for job in row.finetunes]
+    return row.classifiers[accuracies.index(max(accuracies))]
+
+
+def best_accuracy(finetune: Job) -> float:
+    """The highest validation accuracy of a run: that of the checkpoint that is evaluated."""
+    import csv
+
+    with open(finetune.place / "metrics.csv") as table:
+        return max((float(line["val/acc1"]) for line in csv.DictReader(table) if line.get("val/acc1")), default=0.0)
+
+
+def seconds_of(job: Job, folder: Path) -> float | None:
+    """Wall time of a job over all attempts; None if it was never run."""
+    try:
+        return float(json.loads(_record(job, folder).read_text())["seconds"])
+    except FileNotFoundError:
+        return None
+
+
+def _record(job: Job, folder: Path) -> Path:
+    return folder / "logs" / f"{job.place.stem}-{job.module}.json"
+
+
+class _Runner:
+    """Runs one job after another, and hands signals on to the one that runs."""
+
+    def __init__(self, folder: Path, failures: dict[str, str]) -> None:
+        self.folder, self.failures = folder, failures
+        self.is_asked_to_stop = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "_Runner":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.is_asked_to_stop = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def __call__(self, job: Job, place: str) -> None:
+        if is_done(job):
+            _log.info("%s %s: done before", place, job.name)
+            return
+        _log.info("%s %s", place, job.name)
+        log = self.folder / "logs" / f"{job.place.stem}-{job.module}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        with open(log, "ab") as output:
+            # a session of its own: Ctrl-C in a terminal reaches this process alone, which hands it on once
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"vitmae.{job.module}", *_arguments(job)],
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=dict(os.environ),
+            )  # fmt: skip
+            code = self.process.wait()
+        _add_seconds(_record(job, self.folder), time.perf_counter() - start)
+        if self.is_asked_to_stop or code == INTERRUPTED:
+            raise Stopped
+        if code != 0:
+            reason = log.read_text(errors="replace").strip().splitlines()[-1:] or [f"ended with {code}"]
+            self.failures[job.place.name] = reason[0].removeprefix("error: ")
+            _log.error("%s failed: %s (%s)", job.name, self.failures[job.place.name], short(log))
+
+
+def _arguments(job: Job) -> list[str]:
+    """The job's words; of a run that was begun, those that go on with it."""
+    if job.module == "evaluate" or not job.place.exists():
+        return job.arguments
+    if (job.place / "checkpoints" / "last.ckpt").exists():
+        return [f"ckpt={job.place}"]
+    number = 1
+    while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
+        number += 1
+    job.place.rename(aside)  # it had not come to its first checkpoint
+    return job.arguments
+
+
+def _add_seconds(path: Path, seconds: float) -> None:
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    with atomic_write(path) as file:
+        file.write(json.dumps({"seconds": before + seconds}).encode())

@@ -1,0 +1,154 @@
+"""A checkpoint as probes see it: frozen, in eval mode, nothing hidden.
+
+    checkpoint -> objective (at another image size: positions interpolated) -> its backbone -> features, cached on disk
+
+Shapes: M images, D width, N patches.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vitmae.data.datamodule import ImageData
+from vitmae.errors import UserError
+from vitmae.probes import store
+from vitmae.probes.features import Features, extract_batches
+from vitmae.tokens.patches import Size, pair
+from vitmae.weights import own
+from vitmae.weights.load import load_weights
+
+Split = Literal["train", "val", "test"]
+
+_log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """A frozen backbone, and the objective it was trained with.
+
+    Args:
+        saved: what was read.
+        img_size: (H, W) of the images to come; None as it was trained.
+        untrained: fresh weights of the same settings and seed instead of those saved.
+        autocast: compute in this type under autocast; None computes in float32.
+        device: where it runs.
+
+    Attributes:
+        name: "trained" or "untrained".
+        objective: the LightningModule, in eval mode, without gradients.
+        backbone: its encoder.
+
+    Raises:
+        UserError: the images' size does not fit the patches.
+    """
+
+    def __init__(
+        self,
+        saved: own.Saved,
+        *,
+        img_size: Size | None = None,
+        untrained: bool = False,
+        autocast: torch.dtype | None = None,
+        device: torch.device,
+    ) -> None:
+        self.name = "untrained" if untrained else "trained"
+        trained_size = pair(saved.settings["backbone"]["img_size"])
+        if img_size is not None and img_size != trained_size:
+            backbone = {**saved.settings["backbone"], "img_size": list(img_size)}
+            resized = replace(saved, settings={**saved.settings, "backbone": backbone})
+        else:
+            resized = saved
+        if untrained:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(saved.settings.get("seed", 0))
+                self.objective = own.build_objective(resized)
+        elif resized is saved:
+            self.objective = own.rebuild(saved)
+        else:
+            self.objective = own.build_objective(resized)
+            report = load_weights(self.objective, str(saved.path))
+            sizes = [f"{height} x {width}" for height, width in (trained_size, self.objective.backbone.img_size)]
+            _log.info("trained at %s, seen at %s: %.1f%% of the encoder interpolated, %.1f%% as it was", *sizes,
+                      100 * report.share("encoder", "resampled", "recomputed"), 100 * report.share("encoder", "loaded"))
+        self.objective.eval().requires_grad_(False).to(device)
+        self.backbone = self.objective.backbone
+        self.autocast = autocast
+        self.device = device
+
+    def encode(self, batches: Iterator[object] | object, patches: bool = False) -> Iterator[Features]:
+        """Features batch by batch, see `vitmae.probes.features.extract_batches`."""
+        return extract_batches(
+            self.backbone, batches, self.objective.normalize, patches=patches, autocast=self.autocast  # type: ignore
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What its own classifier says of (B, C, H, W) uint8 images: (B, K) float32, on the CPU."""
+        with torch.no_grad(), torch.autocast(self.device.type, self.autocast, self.autocast is not None):
+            return self.objective(self.objective.normalize(images.to(self.device))).float().cpu()
+
+
+class FeatureStore:
+    """Features of the splits of one set, made once and then read from the disk.
+
+    Args:
+        encoder: makes them.
+        data: prepared.
+        root: the folder of all cached features.
+        limit: at most so many images of each split; None: all.
+        token_images: at most so many where patch tokens are kept, which take N times the space; None: all.
+    """
+
+    def __init__(
+        self, encoder: Encoder, data: ImageData, root: Path, *, limit: int | None, token_images: int | None
+    ) -> None:
+        self.encoder, self.data, self.root = encoder, data, root
+        self.limit, self.token_images = limit, token_images
+        self._weights = store.hash_weights(encoder.backbone)
+
+    def __call__(self, split: Split, patches: bool = False) -> Features:
+        """The features of a split, memory-mapped: (M, D) per pooling, with ``patches`` also (M, N, D)."""
+        limit = self.limit
+        if patches and self.token_images is not None:
+            limit = self.token_images if limit is None else min(limit, self.token_images)
+        content = self._content(split, limit, patches)
+        if not patches and (features := store.read(self.root, self._content(split, limit, True))) is not None:
+            return Features(features.pooled, features.labels, None, features.grid_size)
+        batches = self.data.evaluation_dataloader(split, limit)
+        return store.cached(self.root, content, lambda: self.encoder.encode(batches, patches))
+
+    def _content(self, split: Split, limit: int | None, patches: bool) -> store.Content:
+        backbone, normalization = self.encoder.backbone, self.encoder.objective
+        return store.Content(
+            weights=self._weights,
+            data=self.data.fingerprint(split, limit),
+            transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],
+            model=[type(self.encoder.objective.backbone).__name__, backbone.num_heads, str(self.encoder.autocast),
+                   patches],
+        )  # fmt: skip
+
+    def masks(self, split: Split) -> Tensor:
+        """The class of every pixel of the images whose patch tokens are kept: (M, H, W) uint8.
+
+        Raises:
+            UserError: the set has no masks.
+        """
+        limit = self.token_images if self.limit is None else min(self.limit, self.token_images or self.limit)
+        return torch.cat([batch.masks for batch in self.data.evaluation_dataloader(split, limit, masks=True)])
+
+
+def read_encoder_file(path: Path, data: ImageData) -> own.Saved:
+    """Read a checkpoint and compare it with the images that it is to see.
+
+    Raises:
+        UserError: it is none of this project, or it sees another number of channels.
+    """
+    saved = own.read(path)
+    channels = saved.settings["backbone"]["in_chans"]
+    if data.in_chans != channels:
+        raise UserError(f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
+                        "leave data.in_chans out, and images are converted")
+    return saved
