@@ -55,6 +55,7 @@ def _train(
 ) -> float:
     import torch
 
+    from vitmae.training.averaging import WeightAverage
     from vitmae.training.checkpoints import Checkpoints
     from vitmae.training.effects import Effects
     from vitmae.training.fit import check_devices, fit, resolve_precision
@@ -85,7 +86,9 @@ def _train(
     loggers = [build(node, run=run) for node in settings["logger"].values()]
     if not any(isinstance(logger, MetricsFile) for logger in loggers):
         loggers.append(MetricsFile(run))
+    ema_decay = objective.optimizer.ema_decay
     callbacks = [
+        *([WeightAverage(ema_decay)] if ema_decay is not None else []),
         LearnBaselines(),
         build(settings["probe"]),
         build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers)),

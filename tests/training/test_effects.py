@@ -7,6 +7,7 @@ import torch
 
 from tests.models.parts import objective, tiny_backbone
 from vitmae.errors import UserError
+from vitmae.training.averaging import WeightAverage
 from vitmae.training.effects import Effects, check_knobs, drop_path_rates, observed_knobs
 from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
 
@@ -18,9 +19,11 @@ def built(recipe, backbone=None, batch_size=64, **trainer):
     peak = recipe.peak_lr(batch_size)
     groups = param_groups(model.named_parameters(), recipe, peak, model.layer_of, model.backbone.depth + 1)
     optimizer = build_optimizer(groups, recipe)
-    build_schedule(optimizer, recipe, peak, 5, 100)
+    schedule = build_schedule(optimizer, recipe, peak, 5, 100)
     model.run_length = lambda: (100, 10, batch_size)
-    settings = {"gradient_clip_val": None, "accumulate_grad_batches": 1, "world_size": 1, "precision": "32-true"}
+    callbacks = [] if recipe.ema_decay is None else [WeightAverage(recipe.ema_decay)]
+    settings = {"callbacks": callbacks, "lr_scheduler_configs": [SimpleNamespace(scheduler=schedule)],
+                "estimated_stepping_batches": 100, "gradient_clip_val": None, "accumulate_grad_batches": 1, "world_size": 1, "precision": "32-true"}
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(optimizers=[optimizer], strategy=strategy, is_global_zero=True, **settings | trainer), model
 
@@ -29,7 +32,7 @@ KNOBS = [
     ("backbone.drop_path_rate", 0.2), ("backbone.drop_rate", 0.1), ("model.optimizer.base_lr", 3e-3),
     ("model.optimizer.weight_decay", 0.3), ("model.optimizer.layer_decay", 0.65), ("model.optimizer.betas", [0.9, 0.99]),
     ("model.optimizer.momentum", 0.9), ("trainer.gradient_clip_val", 1.0), ("trainer.accumulate_grad_batches", 4),
-    ("compile", True),
+    ("compile", True), ("model.optimizer.min_lr", 1e-4), ("model.optimizer.ema_decay", 0.99),
 ]
 
 

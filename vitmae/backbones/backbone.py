@@ -8,10 +8,13 @@ Shapes: B batch, C channels, H W image, N = grid_h * grid_w patches, n chosen on
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vitmae.errors import UserError
 from vitmae.tokens.patches import Size
 
 
@@ -39,6 +42,7 @@ class Backbone(nn.Module):
     num_heads: int
     num_prefix_tokens: int
     has_cls: bool
+    _frozen: Sequence[nn.Module] = ()
 
     @property
     def num_patches(self) -> int:
@@ -73,6 +77,39 @@ class Backbone(nn.Module):
     @abstractmethod
     def layer_of(self, name: str) -> int:
         """The layer that a parameter belongs to: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
+
+    @abstractmethod
+    def first_parts(self, num_blocks: int) -> Sequence[nn.Module]:
+        """The modules that an image passes before block `num_blocks` (from 0), dropout included."""
+
+    def freeze(self, num_blocks: int | Literal["all"]) -> None:
+        """Keep the embeddings and the first blocks as they are: no gradient, no dropout, no drop path.
+
+        Args:
+            num_blocks: how many; 0 freezes nothing, the embeddings neither; all is the whole backbone, with its norm.
+
+        Raises:
+            UserError: if there are not as many blocks.
+        """
+        if num_blocks != "all" and not 0 <= num_blocks <= self.depth:
+            raise UserError(f"model.freeze={num_blocks}: the backbone has {self.depth} blocks: choose at most "
+                            f"{self.depth}, or all for a linear probe")
+        last = self.depth + 1 if num_blocks == "all" else num_blocks
+        if last == 0:
+            return
+        for name, parameter in self.named_parameters():
+            if self.layer_of(name) <= last:
+                parameter.requires_grad_(False)
+        self._frozen = [self] if num_blocks == "all" else list(self.first_parts(last))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As any module's, but frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self._frozen:
+            for module in part.modules():
+                module.training = False
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode whole images, nothing hidden: (B, C, H, W) -> (B, prefix + N, D)."""

@@ -145,6 +145,11 @@ class TimmViT(Backbone):
         tokens = checkpoint_seq(vit.blocks, tokens) if self.grad_checkpointing else vit.blocks(tokens)
         return vit.norm(tokens)
 
+    def first_parts(self, num_blocks: int) -> list[nn.Module]:
+        """The embeddings with their dropout, and the first blocks."""
+        vit = self.vit
+        return [vit.patch_embed, vit.pos_drop, vit.norm_pre, *vit.blocks[:num_blocks]]
+
     def layer_of(self, name: str) -> int:
         """0 for embeddings and positions, i + 1 for block i, depth + 1 for the rest (BEiT's and MAE's counting)."""
         parts = name.removeprefix("vit.").split(".")

@@ -1,6 +1,8 @@
 """Supervised vision transformer (https://arxiv.org/abs/2010.11929).
 
-    images -> patches -> encoder -> pool -> zero-initialised linear head -> classes
+    images -> patches -> encoder -> pool -> linear head, zero at first -> classes
+
+From scratch, or fine-tuning (`backbone.weights`) as a whole, in part or, with all frozen, the head alone.
 
 Shapes: B batch, C channels, H W image, N patches, D width, K classes.
 """
@@ -38,9 +40,12 @@ class Supervised(Objective):
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, at even odds.
         fixed_positions: 2-D sine-cosine positions instead of learned ones.
+        freeze: how many of the first blocks are kept as they are, the embeddings with them (partial fine-tuning,
+            https://arxiv.org/abs/2111.06377, figure 9); all is a linear probe; 0 freezes nothing.
+        head_init_std: of the head's weights at first, a truncated normal; 0, the ViT paper's, starts at chance exactly.
 
     Raises:
-        UserError: if there are no labels, or no CLS token to pool.
+        UserError: if there are no labels, no CLS token to pool, or not as many blocks to freeze.
     """
 
     monitor = ("val/acc1", "max")
@@ -57,6 +62,8 @@ class Supervised(Objective):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         fixed_positions: bool = False,
+        freeze: int | Literal["all"] = 0,
+        head_init_std: float = 0.0,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         if num_classes is None:
@@ -73,9 +80,12 @@ class Supervised(Objective):
             self.attn_pool = AttentionPoolLatent(
                 backbone.embed_dim, num_heads=backbone.num_heads, norm_layer=nn.LayerNorm
             )
+        backbone.freeze(freeze)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        if head_init_std:
+            nn.init.trunc_normal_(self.head.weight, std=head_init_std)
         mixes = ((MixUp, mixup), (CutMix, cutmix))
         self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitmae.atomic import atomic_replace, atomic_write
 from vitmae.errors import UserError
+from vitmae.training.averaging import averages
 from vitmae.training.interruption import Interrupted, Interruption
 from vitmae.training.run_directory import RunDirectory
 
@@ -117,6 +118,16 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the settings in."""
         checkpoint.update(self._plain)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on without the average that the run has kept: what was loaded would be the average itself.
+
+        Raises:
+            UserError: if there is one, and these settings keep none.
+        """
+        if "averaging_state" in checkpoint and not averages(trainer):
+            raise UserError("model.optimizer.ema_decay=null: the run has kept an average of its weights: leave the "
+                            "setting as it was, or start anew with backbone.weights=")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before a checkpoint is loaded: let one from the end of an epoch start the next, also under max_steps.

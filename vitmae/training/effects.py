@@ -19,6 +19,7 @@ from torch import nn
 
 from vitmae.errors import UserError
 from vitmae.tokens.masking import num_visible
+from vitmae.training.averaging import averages
 
 if TYPE_CHECKING:  # models stand above training; only the type is needed here
     from vitmae.models.objective import Objective
@@ -57,13 +58,42 @@ def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
         "model.optimizer.base_lr": peak * 256 / effective_batch,
         "model.optimizer.weight_decay": max(group["weight_decay"] for group in groups),
         "model.optimizer.layer_decay": scales[1] if len(scales) > 1 else 1.0,
+        "model.optimizer.min_lr": _final_lr(trainer, peak),
+        "model.optimizer.ema_decay": next((average.decay for average in averages(trainer)), None),
         "model.optimizer.betas": list(groups[0]["betas"]) if "betas" in groups[0] else None,
         "model.optimizer.momentum": groups[0].get("momentum"),
         "trainer.gradient_clip_val": trainer.gradient_clip_val,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "compile": any(getattr(module, "_compiled_call_impl", None) is not None for module in objective.modules()),
     }
-    return observed
+    if hasattr(objective, "mixes"):
+        alphas = _mixes(objective)
+        observed |= {"model.mixup": alphas.get("mixup", 0.0), "model.cutmix": alphas.get("cutmix", 0.0)}
+    return observed | _observed_data(trainer)
+
+
+def _mixes(objective: "Objective") -> dict[str, float]:
+    """The alpha of each mix that a classifier does."""
+    return {type(mix).__name__.lower(): mix.alpha for mix in objective.mixes}  # type: ignore[union-attr]
+
+
+def _observed_data(trainer: Trainer) -> dict[str, Any]:
+    """What training batches go through, from the loader and from what is done to a batch on the device."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        return {}
+    augmentations = {type(augment).__name__: augment for augment in data._augmentation}
+    return {
+        "data.rand_augment": getattr(augmentations.get("RandAugment"), "magnitude", None),
+        "data.random_erasing": getattr(augmentations.get("RandomErasing"), "probability", 0.0),
+        "data.repeats": trainer.train_dataloader.requests.repeats,  # type: ignore[union-attr]
+    }
+
+
+def _final_lr(trainer: Trainer, peak: float) -> float:
+    """Where the schedule of the last layer ends, asked of the schedule itself."""
+    (config,) = trainer.lr_scheduler_configs
+    return peak * config.scheduler.lr_lambdas[-1](int(trainer.estimated_stepping_batches))  # type: ignore[union-attr]
 
 
 def check_knobs(config: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
@@ -82,13 +112,13 @@ def check_knobs(config: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
 
 
 def drop_path_rates(backbone: nn.Module) -> list[float]:
-    """The rate of stochastic depth in each block, in order."""
-    blocks = [module for module in backbone.modules() if hasattr(module, "drop_path1")]
-    return [block.drop_path1.drop_prob if isinstance(block.drop_path1, DropPath) else 0.0 for block in blocks]
+    """The rate of stochastic depth in each block, in order; 0 in a frozen one, which is in eval mode."""
+    drops = [module.drop_path1 for module in backbone.modules() if hasattr(module, "drop_path1")]
+    return [float(drop.drop_prob) if isinstance(drop, DropPath) and drop.training else 0.0 for drop in drops]
 
 
 def _dropouts(module: nn.Module) -> Iterator[nn.Dropout]:
-    return (part for part in module.modules() if isinstance(part, nn.Dropout))
+    return (part for part in module.modules() if isinstance(part, nn.Dropout) and part.training)
 
 
 def _look_up(config: Mapping[str, Any], name: str) -> Any:
@@ -133,6 +163,8 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
         yield "target", "standardised patches (norm_pix_loss)" if objective.norm_pix_loss else "pixels"
     yield "effective batch", (f"{effective_batch} = {effective_batch // (world * accumulate)} per device x {world} "
                               f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated")
+    yield from _supervision_rows(objective)
+    yield from _data_rows(trainer)
     yield "peak lr", f"{recipe.peak_lr(effective_batch):.4g} = {recipe.base_lr:g} x {effective_batch} / 256"
     epochs = total_steps / steps_per_epoch
     yield "steps", f"{total_steps} optimiser steps, {steps_per_epoch:g} per epoch, {epochs:.4g} epochs"
@@ -141,10 +173,41 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
     yield "optimiser", f"{type(trainer.optimizers[0]).__name__}, gradient clip {clip if clip else 'off'}"
     rates = drop_path_rates(backbone)
     yield "drop path per block", " ".join(f"{rate:.3g}" for rate in rates) if any(rates) else "0 in every block"
+    for average in averages(trainer):
+        yield "weight average", f"decay {average.decay:g}, less in the first steps; validated and saved as best"
     yield "precision", str(trainer.precision)
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     yield "devices", f"{world} x {name}" + (f", {torch.get_num_threads()} threads" if name == "CPU" else "")
+
+
+def _supervision_rows(objective: "Objective") -> Iterator[tuple[str, str]]:
+    """What only a classifier has."""
+    if not hasattr(objective, "mixes"):
+        return
+    backbone = objective.backbone
+    trained = [backbone.layer_of(name) for name, p in backbone.named_parameters() if p.requires_grad]
+    first = min(trained, default=None)
+    yield "frozen", ("the whole backbone" if first is None else "nothing" if first == 0 else
+                     f"embeddings and the first {first - 1} of {backbone.depth} blocks")
+    mixes = [f"{name} {alpha:g}" for name, alpha in _mixes(objective).items()]
+    yield "mixing", " or ".join(mixes) or "none"
+    yield "label smoothing", f"{objective.label_smoothing:g}"
+    std = float(objective.get_parameter("head.weight").detach().float().std())
+    yield "head", f"reads {objective.pool}, weights of deviation {std:.2g}"
+
+
+def _data_rows(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """What is done to training images."""
+    observed = _observed_data(trainer)
+    if not observed:
+        return
+    view = trainer.datamodule.view  # type: ignore[attr-defined]
+    scale = f" of {view.scale[0]:g} to {view.scale[1]:g} of the area" if view.crop == "random_resized" else ""
+    yield "crop", f"{view.crop}{scale}, {'mirrored or not' if view.hflip else 'never mirrored'}"
+    magnitude = observed["data.rand_augment"]
+    yield "augmentation", (f"RandAugment {'off' if magnitude is None else f'{magnitude:g}'}, random erasing "
+                           f"{observed['data.random_erasing']:g}, {observed['data.repeats']} of each image in a batch")
 
 
 def _group_table(trainer: Trainer, objective: "Objective") -> Table:

@@ -15,6 +15,7 @@ from vitmae.figures.reconstruction import reconstruction_figure
 from vitmae.probes.collapse import feature_std, rankme
 from vitmae.probes.features import Features, extract
 from vitmae.probes.knn import knn
+from vitmae.training.averaging import averaged
 
 if TYPE_CHECKING:  # models stand above training; only the type is needed here
     from vitmae.models.objective import Objective
@@ -82,7 +83,8 @@ class OnlineProbe(Callback):
             autocast = torch.bfloat16 if "bf16" in str(trainer.precision) else None
             loaders = data.probe_dataloaders(self.images)
             encode = partial(extract, pl_module.backbone, normalize=pl_module.normalize, autocast=autocast)
-            train, held_out = (encode(loader) for loader in loaders)
+            with averaged(trainer, pl_module):
+                train, held_out = (encode(loader) for loader in loaders)
             values = {f"probe/knn_{pooling}": value for pooling, value in self._accuracy(train, held_out).items()}
             values["probe/knn"] = max(values.values())
             if trainer.global_step == 0:
@@ -138,7 +140,7 @@ class Panels(Callback):
         batch = Batch(batch.images[: self.images], batch.labels[: self.images], batch.keys[: self.images], batch.key)
         training = pl_module.training
         pl_module.eval()
-        with trainer.precision_plugin.forward_context():
+        with averaged(trainer, pl_module), trainer.precision_plugin.forward_context():
             panel = pl_module.panel(batch)  # type: ignore[operator]
         pl_module.train(training)
         figure = reconstruction_figure(*panel)

@@ -37,6 +37,7 @@ class Recipe:
         warmup_epochs: linear warm-up from 0, in epochs, stepped per iteration; None is 5 % of the run.
         min_lr: where the cosine ends.
         layer_decay: the learning rate of layer i is scaled by layer_decay^(depth + 1 - i), i = 0 for the embeddings.
+        ema_decay: of an exponential moving average of the weights, see `vitmae.training.averaging`; None keeps none.
     """
 
     name: str = "adamw"
@@ -47,6 +48,7 @@ class Recipe:
     warmup_epochs: float | None = None
     min_lr: float = 0.0
     layer_decay: float = 1.0
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Say early what cannot be."""
@@ -54,6 +56,8 @@ class Recipe:
             raise UserError(f"model.optimizer.name={self.name}: timm has no such optimiser")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"model.optimizer.layer_decay={self.layer_decay} must lie in (0, 1]")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"model.optimizer.ema_decay={self.ema_decay:g} must lie in (0, 1); null is none")
 
     def peak_lr(self, effective_batch: int) -> float:
         """base_lr scaled linearly by the images per optimiser step."""
