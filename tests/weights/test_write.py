@@ -1,4 +1,4 @@
-"""In -> out -> in gives the same tensors, for every format that holds the same parts; and others open what is written."""
+"""What is written says all that is to be said of a model, and others open it without this project."""
 
 import json
 import re
@@ -42,37 +42,10 @@ def place(folder, layout):
     return next(folder.glob("*.pth")) if layout == "fair" else folder
 
 
-@pytest.mark.parametrize("layout", ["bundle", "hf", "fair"])
-@pytest.mark.parametrize("fixed", [True, False])
-def test_an_mae_with_its_decoder_comes_back_the_same(tmp_path, layout, fixed):
-    mae, folder = export(tmp_path, layout, fixed_positions=fixed, decoder_depth=2)
-    state = read_weights(str(place(folder, layout))).state
-    wanted = {name: tensor for name, tensor in mae.state_dict().items() if "." in name}
-    assert state.keys() == wanted.keys()
-    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
-
-
-@pytest.mark.parametrize("layout", ["bundle", "timm", "hf", "fair"])
-@pytest.mark.parametrize("kind", ["mae", "masked_patch", "vit"])
-def test_an_encoder_comes_back_the_same_from_every_format(tmp_path, layout, kind):
-    made, folder = export(tmp_path, layout, "encoder", kind)
-    source = read_weights(str(place(folder, layout)))
-    wanted = {name: tensor for name, tensor in made.state_dict().items() if name.startswith("backbone.")}
-    assert source.state.keys() == wanted.keys()
-    assert all(torch.equal(source.state[name], wanted[name]) for name in wanted)
-    assert layout == "hf" or source.license == "mit"
-
-
-@pytest.mark.parametrize(
-    ("layout", "pool"), [("bundle", "cls"), ("bundle", "avg"), ("bundle", "map"), ("timm", "cls"), ("timm", "avg"),
-                         ("timm", "map"), ("hf", "cls"), ("fair", "cls"), ("fair", "avg")]
-)  # fmt: skip
-def test_a_classifier_with_its_head_comes_back_the_same(tmp_path, layout, pool):
-    vit, folder = export(tmp_path, layout, kind="vit", pool=pool)
-    state = read_weights(str(place(folder, layout))).state
-    wanted = {name: tensor for name, tensor in vit.state_dict().items() if "." in name}
-    assert state.keys() == wanted.keys()
-    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+@pytest.mark.parametrize("layout", ["timm", "fair", "bundle"])
+def test_the_licence_of_the_first_weights_goes_along(tmp_path, layout):
+    _, folder = export(tmp_path, layout, "encoder")
+    assert read_weights(str(place(folder, layout))).license == "mit"
 
 
 @pytest.mark.parametrize("backbone", [{"img_size": [16, 24]}, {"img_size": [24, 24], "in_chans": 4}, REGISTERS, HYBRID])
