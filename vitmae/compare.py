@@ -1,4 +1,4 @@
-"""Compare ways to pre-train: `python -m vitmae.compare out=FOLDER data=folder data.path=photos/`; it can be interrupted."""
+"""Compare ways to pre-train: `python -m vitmae.compare out=FOLDER data=folder data.path=photos/`."""
 
 import logging
 import sys
@@ -71,7 +71,7 @@ def compare(
             if job is not None:
                 _check(job.words)
     try:
-        failures = carry_out(rows, folder)
+        carry_out(rows, folder)
     except Stopped:
         _log.info("stopped; the same command goes on")
         raise SystemExit(75) from None
@@ -118,7 +118,8 @@ def split_words(text: str) -> list[str]:
     inner = text.strip()
     if inner.startswith("[") and inner.endswith("]"):
         inner = inner[1:-1]
-    words, word, depth, quote = [], "", 0, ""
+    words: list[str] = []
+    word, depth, quote = "", 0, ""
     for letter in inner:
         if quote:
             quote = "" if letter == quote else quote

@@ -6,7 +6,7 @@ Shapes: M images, D width, N patches.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vitmae.batch import Batch
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
 from vitmae.probes import store
@@ -79,16 +80,16 @@ class Encoder:
         self.autocast = autocast
         self.device = device
 
-    def encode(self, batches: Iterator[object] | object, patches: bool = False) -> Iterator[Features]:
+    def encode(self, batches: Iterable[Batch], patches: bool = False) -> Iterator[Features]:
         """Features batch by batch, see `vitmae.probes.features.extract_batches`."""
-        return extract_batches(
-            self.backbone, batches, self.objective.normalize, patches=patches, autocast=self.autocast  # type: ignore
-        )
+        normalize = self.objective.normalize
+        return extract_batches(self.backbone, batches, normalize, patches=patches, autocast=self.autocast)
 
     def logits(self, images: Tensor) -> Tensor:
         """What its own classifier says of (B, C, H, W) uint8 images: (B, K) float32, on the CPU."""
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, self.autocast is not None):
-            return self.objective(self.objective.normalize(images.to(self.device))).float().cpu()
+            logits: Tensor = self.objective(self.objective.normalize(images.to(self.device)))
+        return logits.float().cpu()
 
 
 class FeatureStore:
@@ -100,23 +101,29 @@ class FeatureStore:
         root: the folder of all cached features.
         limit: at most so many images of each split; None: all.
         token_images: at most so many where patch tokens are kept, which take N times the space; None: all.
+
+    Raises:
+        UserError: a limit leaves no image.
     """
 
     def __init__(
         self, encoder: Encoder, data: ImageData, root: Path, *, limit: int | None, token_images: int | None
     ) -> None:
+        for name, most in (("limit", limit), ("token_images", token_images)):
+            if most is not None and most < 1:
+                raise UserError(f"{name}={most}: at least one image is wanted, or null for all")
         self.encoder, self.data, self.root = encoder, data, root
         self.limit, self.token_images = limit, token_images
         self._weights = store.hash_weights(encoder.backbone)
 
     def __call__(self, split: Split, patches: bool = False) -> Features:
         """The features of a split, memory-mapped: (M, D) per pooling, with ``patches`` also (M, N, D)."""
-        limit = self.limit
-        if patches and self.token_images is not None:
-            limit = self.token_images if limit is None else min(limit, self.token_images)
+        limit = self._token_limit if patches else self.limit
         content = self._content(split, limit, patches)
-        if not patches and (features := store.read(self.root, self._content(split, limit, True))) is not None:
-            return Features(features.pooled, features.labels, None, features.grid_size)
+        if not patches and self._token_limit == limit:  # they may have been made together with the patch tokens
+            features = store.read(self.root, self._content(split, limit, True))
+            if features is not None:
+                return replace(features, patches=None)
         batches = self.data.evaluation_dataloader(split, limit)
         return store.cached(self.root, content, lambda: self.encoder.encode(batches, patches))
 
@@ -126,7 +133,7 @@ class FeatureStore:
             weights=self._weights,
             data=self.data.fingerprint(split, limit),
             transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],
-            model=[type(self.encoder.objective.backbone).__name__, backbone.num_heads, str(self.encoder.autocast),
+            model=[type(backbone).__name__, backbone.num_heads, str(self.encoder.autocast),
                    patches],
         )  # fmt: skip
 
@@ -136,19 +143,9 @@ class FeatureStore:
         Raises:
             UserError: the set has no masks.
         """
-        limit = self.token_images if self.limit is None else min(self.limit, self.token_images or self.limit)
-        return torch.cat([batch.masks for batch in self.data.evaluation_dataloader(split, limit, masks=True)])
+        batches = self.data.evaluation_dataloader(split, self._token_limit, masks=True)
+        return torch.cat([batch.masks for batch in batches])
 
-
-def read_encoder_file(path: Path, data: ImageData) -> own.Saved:
-    """Read a checkpoint and compare it with the images that it is to see.
-
-    Raises:
-        UserError: it is none of this project, or it sees another number of channels.
-    """
-    saved = own.read(path)
-    channels = saved.settings["backbone"]["in_chans"]
-    if data.in_chans != channels:
-        raise UserError(f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
-                        "leave data.in_chans out, and images are converted")
-    return saved
+    @property
+    def _token_limit(self) -> int | None:
+        return min((limit for limit in (self.limit, self.token_images) if limit is not None), default=None)

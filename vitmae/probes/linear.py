@@ -30,7 +30,7 @@ from vitmae.randomness import generator
 # Per 256 images. The paper's is 0.1, for the million images of ImageNet. LARS moves a weight by a share of its norm
 # that is proportional to the learning rate, so what it reaches in 90 epochs is proportional to base_lr * images: on
 # a thousand images 0.1 does not get away from its initial weights (23 % on scikit-learn's digits), and 10 does (96 %).
-BASE_LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+BASE_LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 EPOCHS = 90
 WARMUP_EPOCHS = 10
 BATCH_SIZE = 16384
@@ -129,8 +129,9 @@ def linear(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, ProbeResult]:
-    """The whole probe on cached features: per pooling, the test accuracy of the head that did best on ``val``.
+    """The whole probe: per pooling, the test accuracy of the head that did best on ``val``.
 
     Args:
         train: labelled.
@@ -142,6 +143,8 @@ def linear(
         batch_size: clamped to the size of ``train``, and the learning rates with it.
         seed: of initial weights and order.
         device: where to train; features stay where they are and come batch by batch.
+        batches: what to train on instead of the cached features of ``train``, such as those of augmented images:
+            features (P, B, D) and labels (B,), as many as ``epochs`` over ``train`` make.
 
     Raises:
         UserError: if labels or learning rates are missing, or the warm-up is no shorter than the run.
@@ -161,7 +164,7 @@ def linear(
     steps_per_epoch = len(train) // batch_size
     fit_heads(
         heads,
-        _cached(heads, train, epoch_batches(len(train), batch_size, epochs, seed, "linear")),
+        batches or _cached(heads, train, epoch_batches(len(train), batch_size, epochs, seed, "linear")),
         batch_size=batch_size,
         steps=epochs * steps_per_epoch,
         warmup_steps=warmup_epochs * steps_per_epoch,

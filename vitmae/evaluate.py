@@ -1,0 +1,138 @@
+"""Evaluate a checkpoint on frozen features: `python -m vitmae.evaluate ckpt=last`; `--help` lists the probes."""
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from vitmae.command import call_target, command, split_arguments, store_node
+from vitmae.config import config_dir
+from vitmae.errors import UserError
+
+Name = Literal["knn", "linear", "logistic", "fewshot", "attentive", "dense", "collapse", "classifier"]
+_log = logging.getLogger(__name__)
+
+
+def evaluate(
+    ckpt: str,
+    data: Any,
+    knn: Any,
+    linear: Any,
+    logistic: Any,
+    fewshot: Any,
+    attentive: Any,
+    dense: Any,
+    probe: Literal["all"] | Name | list[Name] = "all",
+    encoder: Literal["trained", "untrained", "both"] = "trained",
+    split: Literal["val", "test"] | None = None,
+    limit: int | None = None,
+    token_images: int | None = 5000,
+    seed: int = 0,
+    precision: str | int = "auto",
+    device: str | None = None,
+    features: str | None = None,
+    out: str | None = None,
+    runs: str = "runs",
+) -> None:
+    """Run probes, print a table, and write it as JSON, Markdown and CSV.
+
+    Args:
+        ckpt: see `vitmae.inference.model.find_model`.
+        data: the images.
+        knn: a probe, as the five that follow; see `vitmae.evaluation.probes`.
+        linear: a probe.
+        logistic: a probe.
+        fewshot: a probe.
+        attentive: a probe.
+        dense: a probe.
+        probe: which of them; ``all``: those that fit the data and the checkpoint.
+        encoder: as it was trained, with fresh weights, or both.
+        split: what is scored; None: test where there is one.
+        limit: at most so many images of each split.
+        token_images: at most so many where patch tokens are kept.
+        seed: of the probes.
+        precision: that the encoder computes in.
+        device: where.
+        features: the folder of cached features.
+        out: the JSON file.
+        runs: where ``ckpt=last`` looks.
+
+    Raises:
+        UserError: the checkpoint, the data and the probes do not fit each other.
+    """
+    import torch
+
+    from vitmae.data.cache import cache_dir
+    from vitmae.evaluation import scores as scoring
+    from vitmae.evaluation.choice import choose_probes, choose_split, read_saved
+    from vitmae.evaluation.encoder import Encoder, FeatureStore
+    from vitmae.evaluation.probes import Classifier, CollapseMonitors, Sets
+    from vitmae.inference.model import find_model
+    from vitmae.training.ending import short
+    from vitmae.training.fit import resolve_precision
+    from vitmae.weights import own
+
+    saved = read_saved(find_model(ckpt, runs), data)
+    data.prepare()
+    scored = choose_split(data, split)
+    probes = {"knn": knn, "linear": linear, "logistic": logistic, "fewshot": fewshot, "attentive": attentive,
+              "dense": dense, "collapse": CollapseMonitors(), "classifier": Classifier()}  # fmt: skip
+    names = choose_probes(probe, data, saved, most_logistic=logistic.max_images)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
+    root = Path(features).expanduser() if features else cache_dir() / "features"
+    path = Path(out).expanduser() if out else (
+        own.home(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")  # fmt: skip
+    if path.suffix != ".json":
+        raise UserError(f"out={out}: a .json file is wanted; Markdown and CSV are written beside it")
+
+    _log.info("%s: %d images train, %d choose, %d are scored (%s split), at %d x %d", short(saved.path.resolve()),
+              data.num_train, data.num_val, data.num_test if scored == "test" else data.num_val, scored,
+              *data.img_size)  # fmt: skip
+    found: list[scoring.Score] = []
+    for which in ("trained", "untrained") if encoder == "both" else (encoder,):
+        frozen = Encoder(
+            saved, img_size=data.img_size, untrained=which == "untrained", autocast=autocast, device=place
+        )
+        store = FeatureStore(frozen, data, root, limit=limit, token_images=token_images)
+        if {"attentive", "dense"} & set(names):
+            for part in ("train", "val", scored):  # first, so that one pass may serve the other probes too
+                store(part, patches=True)
+        sets = Sets(frozen, store, data, scored, seed)
+        for name in names:
+            if not (which == "untrained" and name == "classifier"):
+                found += probes[name].run(sets)
+    about = {"checkpoint": str(saved.path.resolve()), "objective": saved.objective, "split": scored, "seed": seed,
+             "images": {"train": data.num_train, "val": data.num_val, "test": data.num_test},
+             "img_size": list(data.img_size), "precision": "bf16-mixed" if autocast else "32-true",
+             "command": sys.argv[1:]}  # fmt: skip
+    written = scoring.write(path, found, about)
+    _log.info("\n%s\n", scoring.as_text(found))
+    if any(score.is_chosen for score in found):
+        _log.info("* the best k on the validation images")
+    _log.info("%s", "  ".join(str(short(file.resolve())) for file in written))
+
+
+def fill_in_data(arguments: list[str]) -> list[str]:
+    """Put the images' settings in place: those of the run, or of ``data=<choice>``; sizes are the checkpoint's."""
+    from vitmae.evaluation.data_settings import of_choice, of_run
+
+    flags, overrides = split_arguments(arguments)
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    if "ckpt" not in given:
+        return arguments
+    choice = given.get("data")
+    node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
+    settings = of_run(given["ckpt"].strip("'\""), given.get("runs", "runs"))
+    node.data = settings if choice is None else of_choice(choice, settings)
+    store_node("evaluation", node)
+    return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]
+
+
+main = command(call_target, "evaluate", prepare=fill_in_data)
+
+if __name__ == "__main__":
+    sys.exit(main())

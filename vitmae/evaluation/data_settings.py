@@ -1,0 +1,53 @@
+"""Which images an evaluation sees: the run's own, or another set, at the checkpoint's size and channels."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vitmae.config import config_dir, did_you_mean
+from vitmae.errors import UserError
+from vitmae.inference.model import find_model
+from vitmae.tokens.patches import pair
+from vitmae.weights import own
+
+
+def of_run(ckpt: str, runs: str) -> dict[str, Any]:
+    """The `data` settings that a checkpoint was trained with.
+
+    Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway.
+
+    Raises:
+        UserError: there is no such checkpoint, or it does not say.
+    """
+    saved = own.read(find_model(ckpt, runs))
+    if "data" not in saved.settings:
+        raise UserError(f"{saved.path} does not say what it was trained on: give data=<choice>")
+    mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
+    return {
+        **saved.settings["data"],
+        "img_size": list(pair(saved.settings["backbone"]["img_size"])),
+        "in_chans": saved.settings["backbone"]["in_chans"],
+        "crop_pct": own.crop_pct(saved.settings),
+        "stats": {"mean": mean, "std": std},
+    }
+
+
+def of_choice(choice: str, trained: dict[str, Any]) -> dict[str, Any]:
+    """The `data` settings of a choice of the group, with the size, channels and statistics of those of a run.
+
+    Args:
+        choice: such as ``folder``.
+        trained: see `of_run`.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    file = config_dir() / "data" / f"{choice}.yaml"
+    if not file.is_file():
+        options = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        near = did_you_mean(f"data={choice}", [f"data={option}" for option in options])
+        raise UserError(f"unknown choice data={choice}{near} (there are {', '.join(options)})")
+    node = OmegaConf.create({"data": OmegaConf.load(file).data, "seed": trained["seed"]})
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats")}
+    return {**settings["data"], **same}

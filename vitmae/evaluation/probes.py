@@ -1,0 +1,284 @@
+"""The probes of `vitmae.evaluate` with their settings: each turns features into scores.
+
+    choose on ``val`` -> score on ``test``, once
+
+Each class is a section of conf/evaluate.yaml. What a probe computes is in `vitmae/probes/`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vitmae.data.datamodule import ImageData
+from vitmae.errors import UserError
+from vitmae.evaluation.encoder import Encoder, FeatureStore, Split
+from vitmae.evaluation.scores import Score, of_probe
+from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
+from vitmae.probes.confidence import accuracy_of, wilson_interval
+from vitmae.probes.features import Features, stratified_split
+
+VAL_FRACTION = 0.1
+"""Of the training images, where it is the validation split that is scored."""
+
+
+class Sets:
+    """Training images, those that choose, and those that are scored; features are made when they are first asked for.
+
+    Args:
+        encoder: the frozen encoder.
+        store: its features.
+        data: the images.
+        scored: ``test``, or ``val``: then a tenth of each class of the training images chooses.
+        seed: of that tenth, and of the probes.
+    """
+
+    def __init__(self, encoder: Encoder, store: FeatureStore, data: ImageData, scored: Split, seed: int) -> None:
+        self.encoder, self.store, self.data, self.scored, self.seed = encoder, store, data, scored, seed
+        self.device = encoder.device
+
+    def features(self, patches: bool = False) -> tuple[Features, Features, Features]:
+        """(train, val, test)."""
+        train, test = self.store("train", patches), self.store(self.scored, patches)
+        ids = self._split(train.labels)
+        if ids is None:
+            return train, self.store("val", patches), test
+        return train.subset(ids[0]), train.subset(ids[1]), test
+
+    def segmented(self) -> tuple[dense.SegmentedSet, dense.SegmentedSet, dense.SegmentedSet]:
+        """(train, val, test), with the class of each pixel."""
+        train, val, test = self.features(patches=True)
+        masks, scored = self.store.masks("train"), self.store.masks(self.scored)
+        ids = self._split(self.store("train", patches=True).labels)
+        fitted, choosing = (masks, self.store.masks("val")) if ids is None else (masks[ids[0]], masks[ids[1]])
+        return dense.SegmentedSet(train, fitted), dense.SegmentedSet(val, choosing), dense.SegmentedSet(test, scored)
+
+    def _split(self, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.scored == "test" else stratified_split(labels, VAL_FRACTION, self.seed, "evaluate")
+
+
+class Probe(Protocol):
+    """A section of the settings."""
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Choose and score."""
+
+
+@dataclass(frozen=True)
+class KNN:
+    """Nearest neighbours, see `vitmae.probes.knn`: every k is reported, and the best on the validation images marked.
+
+    Attributes:
+        ks: how many neighbours vote; those above the training images are left out.
+        temperature: T of the weights exp(similarity / T).
+    """
+
+    ks: Sequence[int] = knn.KS
+    temperature: float = knn.TEMPERATURE
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Classify by neighbours among the training images."""
+        train, val, test = sets.features()
+        validated, tested = (
+            knn.knn(train, part, ks=self.ks, temperature=self.temperature, device=sets.device) for part in (val, test)
+        )
+        scores = []
+        for pooling, by_k in tested.items():
+            best = max(by_k, key=lambda k: validated[pooling][k].accuracy)
+            scores += [of_probe(sets.encoder.name, by_k[k], is_chosen=k == best) for k in by_k]
+        return scores
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear probe of MAE, see `vitmae.probes.linear`.
+
+    Attributes:
+        base_lrs: candidates, per 256 images; all are trained at once.
+        epochs: passes over the training images.
+        warmup_epochs: how many of them warm up.
+        batch_size: clamped to the training images.
+        augment: encode each image anew in each epoch, cropped and flipped as `data` says, instead of once. An epoch
+            then costs a pass of the encoder.
+    """
+
+    base_lrs: Sequence[float] = linear.BASE_LRS
+    epochs: int = linear.EPOCHS
+    warmup_epochs: int = linear.WARMUP_EPOCHS
+    batch_size: int = linear.BATCH_SIZE
+    augment: bool = False
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Train all heads, choose by pooling, and score the chosen."""
+        train, val, test = sets.features()
+        batches = None
+        if self.augment:
+            if sets.scored != "test" or sets.store.limit is not None:
+                raise UserError("linear.augment=true trains on all training images: it needs split=test and no limit")
+            batches = _Augmented(sets, len(train), min(self.batch_size, len(train)), self.epochs)
+        results = linear.linear(
+            train, val, test, base_lrs=self.base_lrs, epochs=self.epochs, warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size, seed=sets.seed, device=sets.device, batches=batches,
+        )  # fmt: skip
+        return [of_probe(sets.encoder.name, result) for result in results.values()]
+
+
+class _Augmented:
+    """Batches of features of images that are cropped and flipped anew in each epoch: (P, B, D), (B,)."""
+
+    def __init__(self, sets: Sets, count: int, batch_size: int, epochs: int) -> None:
+        self.sets, self.batch_size, self.epochs = sets, batch_size, epochs
+        self.steps_per_epoch = count // batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = self.sets.data.train_dataloader()
+        for _ in range(self.epochs):
+            vectors: list[Tensor] = []
+            labels: list[Tensor] = []
+            given = 0
+            for part in self.sets.encoder.encode(loader):
+                vectors.append(torch.stack(list(part.pooled.values())))            # (P, b, D)
+                labels.append(part.labels)
+                if sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
+                    every, named = torch.cat(vectors, 1), torch.cat(labels)
+                    batch = every[:, : self.batch_size], named[: self.batch_size]
+                    yield batch[0].to(self.sets.device), batch[1].to(self.sets.device)
+                    vectors, labels = [every[:, self.batch_size :]], [named[self.batch_size :]]
+                    given += 1
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Logistic regression by scikit-learn, see `vitmae.probes.logistic`; its C is chosen on a part of the training set.
+
+    Attributes:
+        cs: candidates for the inverse strength of the penalty.
+        val_fraction: of the training images, which choose.
+        max_images: of a larger training set ``probe=all`` leaves this probe out.
+    """
+
+    cs: Sequence[float] = logistic.CS
+    val_fraction: float = 0.2
+    max_images: int = 20_000
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Fit to the optimum."""
+        train, _, test = sets.features()
+        results = logistic.logistic(train, test, cs=self.cs, val_fraction=self.val_fraction, seed=sets.seed)
+        return [of_probe(sets.encoder.name, result) for result in results.values()]
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Closed-form ridge regression, see `vitmae.probes.fewshot`.
+
+    Attributes:
+        shots: images per class; numbers that the smallest class does not have are left out.
+        seeds: one draw of shots each.
+        l2: the penalty.
+    """
+
+    shots: Sequence[int] = fewshot.SHOTS
+    seeds: Sequence[int] = (0, 1, 2)
+    l2: float = fewshot.L2
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Solve for every number of shots and every draw."""
+        train, _, test = sets.features()
+        most = int(train.labels.unique(return_counts=True)[1].min())
+        shots = [count for count in self.shots if count <= most]
+        if not shots:
+            raise UserError(f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images")
+        results = fewshot.fewshot(train, test, shots=shots, seeds=self.seeds, l2=self.l2)
+        return [of_probe(sets.encoder.name, result) for by_shots in results.values() for result in by_shots.values()]
+
+
+@dataclass(frozen=True)
+class Attentive:
+    """One query that looks at the patch tokens, see `vitmae.probes.attentive`.
+
+    Attributes:
+        base_lrs: candidates, per 256 images.
+        epochs: passes over the training images.
+        warmup_epochs: how many of them warm up.
+        batch_size: clamped to the training images.
+        num_heads: of the attention; null: of width 64.
+    """
+
+    base_lrs: Sequence[float] = attentive.BASE_LRS
+    epochs: int = attentive.EPOCHS
+    warmup_epochs: int = attentive.WARMUP_EPOCHS
+    batch_size: int = attentive.BATCH_SIZE
+    num_heads: int | None = None
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Train all heads, and score the one that is best on the validation images."""
+        result = attentive.attentive(
+            *sets.features(patches=True), num_heads=self.num_heads, base_lrs=self.base_lrs, epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs, batch_size=self.batch_size, seed=sets.seed, device=sets.device,
+        )  # fmt: skip
+        return [of_probe(sets.encoder.name, result)]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Classes of pixels from patch tokens, see `vitmae.probes.dense`; for data with masks.
+
+    Attributes:
+        base_lrs: candidates, per 256 images.
+        epochs: passes over the training images.
+        warmup_epochs: how many of them warm up.
+        batch_size: clamped to the training images.
+    """
+
+    base_lrs: Sequence[float] = dense.BASE_LRS
+    epochs: int = dense.EPOCHS
+    warmup_epochs: int = dense.WARMUP_EPOCHS
+    batch_size: int = dense.BATCH_SIZE
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Train all heads, and score the one that is best on the validation images."""
+        result = dense.dense(
+            *sets.segmented(), base_lrs=self.base_lrs, epochs=self.epochs, warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size, seed=sets.seed, device=sets.device,
+        )  # fmt: skip
+        return [Score(sets.encoder.name, "dense", "patches", "mean IoU", result.mean_iou, result.num_images,
+                      result.interval, dict(result.setting), dict(result.validation))]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CollapseMonitors:
+    """RankMe and the spread of the features, see `vitmae.probes.collapse`; they need no labels."""
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Measure the images that are scored."""
+        scores = []
+        for pooling, vectors in sets.store(sets.scored).pooled.items():
+            found = collapse.collapse(vectors)
+            for metric, value in (("RankMe", found.rankme), ("feature std", found.feature_std)):
+                scores.append(Score(sets.encoder.name, "collapse", pooling, metric, value, found.num_images))
+        return scores
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The model's own head, for a supervised or fine-tuned checkpoint: nothing is trained."""
+
+    def run(self, sets: Sets) -> list[Score]:
+        """Classify the images that are scored."""
+        encoder = sets.encoder
+        if not hasattr(encoder.objective, "pooled"):
+            raise UserError("probe=classifier: the checkpoint has no classifier: fine-tune it with model=vit")
+        if encoder.objective.num_classes != sets.data.num_classes:
+            raise UserError(f"probe=classifier: the checkpoint knows {encoder.objective.num_classes} classes, and "
+                            f"the data has {sets.data.num_classes}: evaluate it on the data it was trained for")
+        predicted, labels = [], []
+        for batch in sets.data.evaluation_dataloader(sets.scored, sets.store.limit):
+            predicted.append(encoder.logits(batch.images).argmax(dim=1))
+            labels.append(batch.labels.cpu())
+        count = sum(map(len, labels))
+        accuracy = accuracy_of(torch.cat(predicted), torch.cat(labels))
+        return [Score(encoder.name, "classifier", encoder.objective.pool, "accuracy", accuracy, count,
+                      wilson_interval(accuracy, count))]  # fmt: skip
