@@ -119,3 +119,23 @@ def test_each_job_of_a_sweep_starts_its_own_processes():
     assert ratios == [0.5, 0.75]
     assert os.listdir(sweep / "0-model.mask_ratio=0.5" / "checkpoints").count("last.ckpt") == 1
     assert len(list(Path("runs").glob("2*/*"))) == 1  # no process has begun a sweep of its own
+
+
+def test_an_average_kept_by_two_processes_is_that_of_one_with_twice_the_batch():
+    settings = ["model=vit", "model.optimizer.ema_decay=0.5", "model.optimizer.base_lr=1e-3", "trainer.max_steps=4"]
+    for arguments in (["name=two"], ["name=one", "trainer.devices=1", "trainer.strategy=auto", "data.batch_size=64"]):
+        code, _, err = end(start(*settings, *arguments))
+        assert code == 0, err
+    one, two = (weights(only(f"2*/*-{name}")) for name in ("one", "two"))
+    assert int(two["averaging_state"]["n_averaged"]) == 4
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in one[part].items():
+            assert torch.allclose(two[part][name], tensor, atol=1e-5), name
+    name = "backbone.vit.blocks.0.mlp.fc1.weight"
+    assert not torch.allclose(two["state_dict"][name], two["current_model_state"][name], atol=1e-5)
+    resumed = subprocess.run(
+        [sys.executable, "-m", "vitmae.train", f"ckpt={only('2*/*-two')}", "trainer.max_steps=6"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert int(weights(only("2*/*-two"))["averaging_state"]["n_averaged"]) == 6

@@ -138,3 +138,52 @@ def test_every_ninth_timm_vit_is_either_usable_or_refused_in_one_line(name):
             assert "\n" not in str(error)
             return
         assert backbone.pos_embed.shape[1] == backbone.num_patches
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch14_reg4_dinov2", "vit_small_r26_s32_224"])
+@pytest.mark.parametrize("frozen", [0, 1, 2, "all"])
+def test_a_frozen_part_gets_no_gradient_and_stays_in_eval_mode_and_the_rest_trains(name, frozen):
+    sizes = {"img_size": 64} if "r26" in name else {"img_size": 28, "embed_dim": 32, "num_heads": 2}
+    backbone = TimmViT(name, depth=2, drop_rate=0.1, drop_path_rate=0.1, **sizes)
+    for parameter in backbone.parameters():  # a scale that is zero at first hides the branch behind it
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    backbone.freeze(frozen)
+    backbone.eval()
+    backbone.train()
+    images = torch.randn(2, 3, *backbone.img_size)
+    (backbone(images).square().sum() + torch.zeros((), requires_grad=True)).backward()
+    last = {0: -1, "all": 3}.get(frozen, frozen)
+    for parameter_name, parameter in backbone.named_parameters():
+        is_trained = parameter.grad is not None and bool(parameter.grad.any())
+        assert is_trained is (backbone.layer_of(parameter_name) > last), parameter_name
+    vit = backbone.vit
+    parts = {0: (vit.patch_embed, vit.pos_drop), 1: (vit.blocks[0],), 2: (vit.blocks[1],), 3: (vit.norm, vit, backbone)}
+    for layer, modules in parts.items():
+        for module in modules:
+            assert module.training is (layer > last), (layer, module)
+    for layer in (0, 1, 2):
+        assert {m.training for m in parts[layer][0].modules()} == {layer > last}
+
+
+def test_what_is_recomputed_after_frozen_blocks_still_gets_its_gradients():
+    backbone = tiny_backbone(depth=2, grad_checkpointing=True)
+    backbone.freeze(1)
+    backbone(torch.randn(2, 3, *backbone.img_size)).square().sum().backward()
+    assert all(p.grad.any() for p in backbone.vit.blocks[1].parameters())
+
+
+@pytest.mark.parametrize("frozen", [3, -1])
+def test_more_blocks_than_there_are_cannot_be_frozen(frozen):
+    with pytest.raises(UserError, match=rf"model\.freeze={frozen}: the backbone has 2 blocks: choose at most 2, or all"):
+        tiny_backbone(depth=2).freeze(frozen)
+
+
+def test_drop_path_leaves_both_halves_of_a_block_out_for_some_images_and_only_in_training():
+    backbone = tiny_backbone(depth=2, drop_path_rate=0.5)
+    backbone.remove_norm()
+    tokens = torch.randn(1, 25, 32).expand(64, -1, -1)
+    torch.manual_seed(0)
+    untouched = backbone.vit.blocks[0](tokens)
+    untouched_by_second = (backbone.vit.blocks[1](untouched) == untouched).flatten(1).all(1)
+    assert 4 < untouched_by_second.sum() < 32  # a quarter of 64
+    assert len(backbone.eval().encode(tokens).detach().unique(dim=0)) == 1

@@ -1,11 +1,13 @@
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.errors import UserError
 from vitmae.models.supervised import topk_accuracy
+from vitmae.training.optim import Recipe, param_groups
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch14_reg4_dinov2"])
@@ -31,6 +33,38 @@ def test_the_head_starts_at_zero_so_the_first_loss_is_that_of_chance():
     values = model.measure(batch(model.backbone))
     assert not model.head.weight.any()
     assert values["loss"].item() == pytest.approx(torch.tensor(10.0).log().item())
+
+
+def test_the_deviation_of_the_heads_first_weights_is_the_one_asked_for():
+    for std in (2e-5, 0.02):
+        head = objective("vit", num_classes=1000, head_init_std=std).head
+        assert head.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert not head.bias.any()
+
+
+@pytest.mark.parametrize(("pool", "own"), [("cls", {"head"}), ("avg", {"head", "fc_norm"}), ("map", {"head", "attn_pool"})])
+def test_with_all_frozen_only_the_head_and_what_pools_are_trained(pool, own):
+    model = objective("vit", tiny_backbone(drop_rate=0.5, drop_path_rate=0.5), pool=pool, freeze="all")
+    nn.init.normal_(model.head.weight)
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} == own
+    data = batch(model.backbone)
+    model.measure(data)["loss"].backward()
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == own
+    images = model.normalize(data.images)
+    latent = model.train().backbone(images)
+    assert torch.equal(latent, model.eval().backbone(images))  # a linear probe's features are fixed
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_frozen_blocks_are_in_no_group_of_the_optimiser_and_the_head_keeps_the_full_rate(frozen):
+    model, recipe = objective("vit", freeze=frozen, pool="avg"), Recipe(layer_decay=0.5)
+    groups = param_groups(model.named_parameters(), recipe, 1.0, model.layer_of, 3)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        layer = model.layer_of(name)
+        is_frozen = frozen > 0 and layer <= frozen
+        assert rates.get(id(parameter)) == (None if is_frozen else 0.5 ** (3 - layer)), name
+    assert rates[id(model.head.weight)] == 1.0
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg", "map"])

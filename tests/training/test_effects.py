@@ -1,14 +1,17 @@
 """What took effect is read back from what was built, and a knob that reached nothing is an error."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.models.parts import objective, tiny_backbone
+from tests.training.runs import digits, tiny_objective, trainer
 from vitmae.errors import UserError
 from vitmae.training.averaging import WeightAverage
 from vitmae.training.effects import Effects, check_knobs, drop_path_rates, observed_knobs
+from vitmae.training.fit import NOT_FOR_USERS
 from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
 
 
@@ -85,6 +88,41 @@ def test_the_table_shows_the_run_and_every_group_and_is_kept(tmp_path, capsys):
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     listed = [int(line.split("│")[5].replace(",", "")) for line in kept.splitlines() if line.startswith("│ layer")]
     assert sum(listed) == total
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory):
+    """A run with everything that only a classifier and its images have, and its table."""
+    folder = tmp_path_factory.mktemp("run")
+    data = digits(rand_augment=5, random_erasing=0.5, repeats=2, hflip=True)
+    model = tiny_objective("vit", data, mixup=0.8, cutmix=0.7, label_smoothing=0.1, freeze=1, head_init_std=0.02)
+    run = trainer(folder, [Effects({}, folder / "effects.txt"), WeightAverage(0.9)], max_epochs=1)
+    with warnings.catch_warnings():
+        for message in NOT_FOR_USERS:
+            warnings.filterwarnings("ignore", f".*{message}")
+        run.fit(model, datamodule=data)
+    return run, model, (folder / "effects.txt").read_text()
+
+
+def test_the_table_shows_what_is_done_to_images_labels_and_weights(fine_tuned):
+    _, _, kept = fine_tuned
+    for words in ("RandAugment 5, random erasing 0.5, 2 of each image", "none, mirrored or not", "mixup 0.8 or cutmix 0.7",
+                  "label smoothing", "embeddings and the first 1 of 1 blocks", "reads cls, weights of deviation 0.0", "decay 0.9"):
+        assert words in kept, words
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("data.rand_augment", 5, 9), ("data.random_erasing", 0.5, 0.25), ("data.repeats", 2, 3), ("model.mixup", 0.8, 1.0),
+        ("model.cutmix", 0.7, 1.0),
+    ],
+)  # fmt: skip
+def test_the_knobs_of_images_and_labels_are_read_back_too(fine_tuned, name, value, other):
+    observed = observed_knobs(*fine_tuned[:2])
+    check_knobs(config_of(name, value), observed)
+    with pytest.raises(UserError, match=f"{name}={other} became {value}"):
+        check_knobs(config_of(name, other), observed)
 
 
 def test_a_parameter_that_the_optimiser_misses_is_a_fault(tmp_path):
