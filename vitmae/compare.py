@@ -61,6 +61,9 @@ def compare(
     """
     from vitmae.comparison.carry_out import Stopped, carry_out
     from vitmae.comparison.plan import Design, plan
+    from vitmae.comparison.report import accuracy_table, as_lines, write_report
+    from vitmae.comparison.results import gather
+    from vitmae.training.ending import INTERRUPTED, short
 
     design = Design(methods, seeds, labels, probes, base_lrs, train, pretrain, masked_patch, mae, supervised, finetune,
                     scratch, evaluate)  # fmt: skip
@@ -70,11 +73,19 @@ def compare(
         for job in (row.pretrain, *row.finetunes):
             if job is not None:
                 _check(job.words)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
     try:
-        carry_out(rows, folder)
+        for row in carry_out(rows, folder, failures):
+            written = write_report(design, rows, gather(rows, folder), folder)
+            _log.info("%s, seed %d is done: %s", row.method, row.seed, short(written[0]))
     except Stopped:
         _log.info("stopped; the same command goes on")
-        raise SystemExit(75) from None
+        raise SystemExit(INTERRUPTED) from None
+    for line in as_lines(accuracy_table(gather(rows, folder))):
+        _log.info("%s", line)
+    if failures:
+        raise UserError(f"{len(failures)} jobs failed, the first: {next(iter(failures.values()))}")
 
 
 def _check(words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ A job that fails does not stop the others; those that need it are left out. An i
 runs, which saves; the same command then goes on.
 """
 
+import csv
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vitmae.atomic import atomic_write
@@ -31,34 +32,33 @@ class Stopped(Exception):
     """The comparison was interrupted; what ran has been saved."""
 
 
-def carry_out(rows: Sequence[Row], folder: Path) -> dict[str, str]:
-    """Do what is not yet done.
+def carry_out(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Iterator[Row]:
+    """Do what is not yet done, and yield each row when nothing is left to be done of it.
 
     Args:
         rows: the plan.
         folder: of the comparison.
-
-    Returns:
-        Of each job that failed, why, in one line, by the name of its place.
+        failures: filled in: of each job that fails, why, in one line, by the name of its place.
 
     Raises:
         Stopped: if a signal asked to stop.
     """
-    failures: dict[str, str] = {}
-    total = sum(len(row.finetunes) + 1 + (row.pretrain is not None) + (row.probes is not None) for row in rows)
-    count = 0
+    count, total = 0, sum(len(_jobs(row)) + 1 for row in rows)
     with _Runner(folder, failures) as run:
         for row in rows:
-            for job in (row.pretrain, *row.finetunes, row.probes):
-                if job is not None:
-                    count += 1
-                    is_lost = row.pretrain is not None and row.pretrain.place.name in failures and job != row.pretrain
-                    if not is_lost:
-                        run(job, f"[{count}/{total}]")
+            for job in _jobs(row):
+                count += 1
+                if row.pretrain in (None, job) or is_done(row.pretrain):
+                    run(job, f"[{count}/{total}]")
             count += 1
             if (best := chosen(row)) is not None:
                 run(best, f"[{count}/{total}]")
-    return failures
+            yield row
+
+
+def _jobs(row: Row) -> list[Job]:
+    """All but the evaluation on the test split, which is known when these are done."""
+    return [job for job in (row.pretrain, *row.finetunes, row.probes) if job is not None]
 
 
 def is_done(job: Job) -> bool:
@@ -78,8 +78,6 @@ def chosen(row: Row) -> Job | None:
 
 def best_accuracy(finetune: Job) -> float:
     """The highest validation accuracy of a run: that of the checkpoint that is evaluated."""
-    import csv
-
     with open(finetune.place / "metrics.csv") as table:
         return max((float(line["val/acc1"]) for line in csv.DictReader(table) if line.get("val/acc1")), default=0.0)
 

@@ -1,0 +1,219 @@
+"""One page of a comparison: report.html, which needs nothing beside it, and the same as Markdown and CSV."""
+
+import base64
+import csv
+import html
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from vitmae.atomic import atomic_write
+from vitmae.comparison.carry_out import chosen
+from vitmae.comparison.plan import Design, Row
+from vitmae.comparison.results import Cell, Cost, Results
+from vitmae.figures.comparison import accuracy_figure, curves_figure
+
+TITLES = {
+    "scratch": "from scratch",
+    "masked_patch": "masked patch prediction",
+    "mae": "MAE",
+    "supervised": "supervised pre-training",
+}
+_STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+_EXPLANATION = (
+    "Test accuracy in per cent: mean ± standard deviation over seeds, and in brackets the 95 % interval of the mean "
+    "over the draw of the test images (Wilson). Hyper-parameters, the k of kNN and the checkpoint were chosen on "
+    "validation images; the test images were looked at once for each chosen model. From scratch, probes look at the "
+    "untrained encoder."
+)
+
+
+def write_report(design: Design, rows: Sequence[Row], results: Results, folder: Path) -> list[Path]:
+    """Write the three files and return their paths.
+
+    Args:
+        design: what was to be compared.
+        rows: the plan.
+        results: what there is so far.
+        folder: of the comparison.
+    """
+    texts = {
+        "report.html": _html(design, rows, results),
+        "report.md": _markdown(design, rows, results),
+        "report.csv": _csv(results),
+    }
+    for name, text in texts.items():
+        with atomic_write(folder / name) as file:
+            file.write(text.encode())
+    return [folder / name for name in texts]
+
+
+Table = list[list[str]]
+
+
+def accuracy_table(results: Results) -> Table:
+    """A header, and a line per probe: mean ± deviation (interval) for each method."""
+    lines = [["probe", *(TITLES[method] for method in results.methods)]]
+    for key, by_method in results.table.items():
+        lines.append([key.label, *(_accuracy(by_method.get(method)) for method in results.methods)])
+    return lines
+
+
+def as_lines(table: Table) -> list[str]:
+    """A table for a terminal."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def _accuracy(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    spread = "" if math.isnan(cell.std) else f" ± {100 * cell.std:.1f}"
+    low, high = cell.interval
+    return f"{100 * cell.mean:.1f}{spread} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def cost_table(results: Results) -> Table:
+    """A header, and a line per method and stage, as means over seeds."""
+    lines = [["run", "runs", "images seen", "PFLOP", "wall time", "trained parameters"]]
+    for (method, stage), costs in results.costs.items():
+        lines.append([
+            f"{TITLES[method]}, {_STAGES[stage]}", str(len(costs)), f"{_mean(costs, 'images'):,.0f}",
+            f"{_mean(costs, 'flops') / 1e15:.3g}", _minutes(costs), f"{costs[0].parameters / 1e6:.2f} M",
+        ])  # fmt: skip
+    return lines
+
+
+def _mean(costs: Sequence[Cost], what: str) -> float:
+    return sum(getattr(cost, what) for cost in costs) / len(costs)
+
+
+def _minutes(costs: Sequence[Cost]) -> str:
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    return f"{sum(known) / len(known) / 60:.1f} min" if known else ""
+
+
+def commands(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """(job, exact command) of every row, of its fine-tunings the chosen one once it is known."""
+    for row in rows:
+        best = chosen(row)
+        tuned = [row.finetunes[row.classifiers.index(best)]] if best else row.finetunes
+        for job in (row.pretrain, row.probes, *tuned, best):
+            if job is not None:
+                yield job.name, job.command
+
+
+def _headline(design: Design, results: Results) -> str:
+    seeds = len(design.seeds)
+    labels = "all labels" if design.labels == 1 else f"{100 * design.labels:g} % of the labels"
+    images = {cell.num_images for by_method in results.table.values() for cell in by_method.values()}
+    scored = f", {max(images):,} test images" if images else ""
+    return f"{seeds} seed{'s' * (seeds > 1)}, {labels}{scored}"
+
+
+def _markdown(design: Design, rows: Sequence[Row], results: Results) -> str:
+    parts = ["# What does masking buy?", _headline(design, results), _EXPLANATION]
+    parts += [_as_markdown(accuracy_table(results))]
+    parts += ["## Cost of each row, mean over seeds", _as_markdown(cost_table(results))]
+    if results.missing:
+        parts += ["## Not done", "\n".join(f"- {name}" for name in results.missing)]
+    parts += ["## Commands", "\n".join(f"- {name}: `{command}`" for name, command in commands(rows))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_markdown(table: Table) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (table[0], ["---"] * len(table[0]), *table[1:]))
+
+
+def _csv(results: Results) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("probe", "pooling", "shots", "method", "seed", "accuracy", "test_images", "setting"))
+    for key, by_method in results.table.items():
+        for method, cell in by_method.items():
+            for seed, value in cell.per_seed.items():
+                setting = " ".join(f"{name}={number:g}" for name, number in cell.settings[seed].items())
+                writer.writerow((key.probe, key.pooling, key.shots or "", method, seed, value, cell.num_images,
+                                 setting))  # fmt: skip
+    return text.getvalue()
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; }
+th { text-align: left; } td { font-variant-numeric: tabular-nums; } td.best { font-weight: 600; }
+img { max-width: 100%; } code { font-size: 12px; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+summary { cursor: pointer; } .note { color: #666; }
+"""
+
+
+def _html(design: Design, rows: Sequence[Row], results: Results) -> str:
+    parts = [
+        "<h1>What does masking buy?</h1>",
+        f"<p>{html.escape(_headline(design, results))}</p>",
+        f"<p class=note>{html.escape(_EXPLANATION)}</p>",
+        _accuracies_as_html(results),
+    ]
+    if results.table:
+        parts.append(_picture(accuracy_figure(_by_seed(results)), "test accuracy of every seed"))
+    parts += ["<h2>Cost of each row, mean over seeds</h2>", _as_html(cost_table(results))]
+    if results.curves:
+        parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results)), "held-out curves")]
+    for method, path in results.pictures.items():
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts += [f"<h2>Reconstructions, {html.escape(TITLES[method])}</h2>",
+                  f'<img alt="reconstructions" src="data:image/png;base64,{data}">']  # fmt: skip
+    if results.missing:
+        parts += ["<h2>Not done</h2>", "<ul>", *(f"<li>{html.escape(name)}</li>" for name in results.missing), "</ul>"]
+    lines = "".join(f"<p>{html.escape(name)}<br><code>{html.escape(line)}</code></p>" for name, line in commands(rows))
+    parts.append(f"<details><summary>The exact command of each row</summary>{lines}</details>")
+    head = f'<meta charset="utf-8"><title>What does masking buy?</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _accuracies_as_html(results: Results) -> str:
+    """The table of accuracies with the best mean of each line in bold."""
+    table = accuracy_table(results)
+    best = []
+    for by_method in results.table.values():
+        top = max(cell.mean for cell in by_method.values())
+        best.append([method in by_method and by_method[method].mean == top for method in results.methods])
+    return _as_html(table, best)
+
+
+def _as_html(table: Table, best: Sequence[Sequence[bool]] = ()) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])
+    body = []
+    for number, line in enumerate(table[1:]):
+        marks = [False, *best[number]] if best else [False] * len(line)
+        cells = "".join(f"<td{' class=best' * mark}>{html.escape(cell)}</td>"
+                        for cell, mark in zip(line, marks, strict=True))  # fmt: skip
+        body.append(f"<tr>{cells}</tr>")
+    return f"<div class=wide><table><tr>{head}</tr>{''.join(body)}</table></div>"
+
+
+def _picture(figure: Figure, alt: str) -> str:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}">'
+
+
+def _by_seed(results: Results) -> dict[str, dict[str, list[float]]]:
+    return {
+        key.label: {TITLES[method]: list(cell.per_seed.values()) for method, cell in by_method.items()}
+        for key, by_method in results.table.items()
+    }
+
+
+def _curves(results: Results) -> dict[str, dict[str, Sequence[Sequence[tuple[float, float]]]]]:
+    """By axis: the loss of each pre-training has a scale of its own; fine-tunings share an axis."""
+    axes: dict[str, dict[str, Sequence[Sequence[tuple[float, float]]]]] = {}
+    for (method, stage), by_metric in results.curves.items():
+        metric = "val/loss" if stage == "pretrain" else "val/acc1"
+        if metric in by_metric:
+            title = f"{TITLES[method]}: {metric}" if stage == "pretrain" else "fine-tuning: val/acc1"
+            axes.setdefault(title, {})[TITLES[method]] = by_metric[metric]
+    return dict(sorted(axes.items(), key=lambda item: item[0].startswith("fine-tuning"), reverse=True))
