@@ -87,7 +87,8 @@ class Supervised(Objective):
         if head_init_std:
             nn.init.trunc_normal_(self.head.weight, std=head_init_std)
         mixes = ((MixUp, mixup), (CutMix, cutmix))
-        self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
+        with torch.device("cpu"):  # a mix draws from a distribution, which has to have values also on the meta device
+            self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""
