@@ -1,0 +1,193 @@
+"""What the benchmarks share: interleaved timing, the machine, a table and a JSON file.
+
+    A B C A B C A B C ...   -> per contestant the median and its spread, and the ratio to a reference round by round
+
+Machines are shared and drift, so a time alone says little and the ratio of two times taken one after the other says
+much. Every comparison is made so, in one process, after each contestant has warmed up. One thread is timed by the
+processor time it took, which others on the same machine disturb least; several, and GPUs, by the clock on the wall.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a contestant took.
+
+    Attributes:
+        seconds: of each round.
+        ratios: of each round, how many times faster than the reference in the same round.
+    """
+
+    seconds: list[float]
+    ratios: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds, of the rounds' middle."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """The middle half of the rounds, as a share of the median; 0 for a single round."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the reference: the median of the rounds' ratios."""
+        return median(self.ratios)
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], Any]], reference: str, rounds: int, warmup: int = 1, repeats: int = 1
+) -> dict[str, Timing]:
+    """Time each contestant once a round, one after the other.
+
+    Args:
+        contestants: what is timed, by name.
+        reference: the name of the one that the others are compared with.
+        rounds: how often all are timed.
+        warmup: untimed calls of each beforehand.
+        repeats: calls that are timed as one, for what is short.
+    """
+    for contestant in contestants.values():
+        for _ in range(warmup):
+            contestant()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    clock = clock_for(torch.get_num_threads())
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            start = clock()
+            for _ in range(repeats):
+                contestant()
+            seconds[name].append((clock() - start) / repeats)
+    return {
+        name: Timing(own, [base / mine for base, mine in zip(seconds[reference], own, strict=True)])
+        for name, own in seconds.items()
+    }
+
+
+def clock_for(threads: int) -> Callable[[], float]:
+    """Processor time of a single thread; the wall's of several, or where a GPU computes."""
+    return time.process_time if threads == 1 and not torch.cuda.is_available() else time.perf_counter
+
+
+def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attempts: int = 7) -> float:
+    """FLOP/s of a square matrix product: the best of some, which is this machine's peak for what torch does here."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    clock = clock_for(torch.get_num_threads())
+    for _ in range(attempts):
+        start = clock()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, clock() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has ever held (resident)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_memory() -> int:
+    """The bytes that this process holds now (resident; Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="torch's threads")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? (its figures say nothing)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the JSON files")
+    return parser
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Where and with what something was measured."""
+    cpu, flags = platform.processor(), set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            cpu = value.strip()
+        elif key.strip() == "flags":
+            flags = set(value.split())
+    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "units": units,
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--dirty"]
+    run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    print(f"\n{title}\n")
+    for line in lines:
+        cells = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
+                 enumerate(zip(line, widths, strict=True)))  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+    sys.stdout.flush()
+
+
+def timing_row(name: str, timing: Timing, images: int) -> list[str]:
+    """Contestant, images a second, spread and ratio, as cells."""
+    return [name, rate(images / timing.median), f"± {50 * timing.spread:.0f} %", f"{timing.ratio:.2f}"]
+
+
+def rate(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def save(name: str, settings: argparse.Namespace, results: Any) -> Path:
+    """Write results/<name>.json: the machine, the settings and what was measured (a `Timing` as its rounds)."""
+    folder: Path = settings.results
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+    path = folder / f"{name}{'.quick' if settings.quick else ''}.json"
+    payload = {"machine": machine(torch.get_num_threads()), "settings": chosen, "results": results}
+    path.write_text(json.dumps(payload, indent=1, default=asdict) + "\n")
+    print(f"\nwritten to {path}")
+    return path
