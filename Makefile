@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install dev train test test-slow lint types contracts parity check clean
+.PHONY: help install dev train test test-slow lint types contracts parity notebooks check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,8 +36,12 @@ test-slow: dev   ## what takes longer: whole runs killed and resumed, several pr
 parity: dev      ## the largest difference from transformers and timm, stage by stage -> docs/parity.md
 	$(BIN)/python benchmarks/parity.py
 
+notebooks: dev   ## run the notebooks from their first cell to their last, and keep them with their pictures in build/
+	mkdir -p build
+	$(BIN)/jupyter execute --output='../build/{notebook_name}' notebooks/*.ipynb
+
 lint: dev        ## ruff
-	$(BIN)/ruff check vitmae tests benchmarks
+	$(BIN)/ruff check vitmae tests benchmarks notebooks
 
 types: dev       ## mypy
 	$(BIN)/mypy

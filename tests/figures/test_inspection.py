@@ -20,9 +20,10 @@ def test_the_grid_of_grids_has_each_patch_at_its_place():
 
 def test_each_head_is_a_point_at_its_block():
     distance = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    axis = attention_distance_figure(distance).axes[0]
+    axis = attention_distance_figure(distance, everywhere=4.5).axes[0]
     points = np.concatenate([collection.get_offsets() for collection in axis.collections])
     assert sorted(map(tuple, points.tolist())) == [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5), (3, 6)]
+    assert list(axis.lines[0].get_ydata()) == [4.5, 4.5]
 
 
 def test_what_is_looked_at_is_bright_and_the_rest_dark():

@@ -39,15 +39,22 @@ def similarity_figure(similarity: Tensor) -> Figure:
     return figure
 
 
-def attention_distance_figure(distance: Tensor) -> Figure:
-    """How far each head looks, against depth: (L, h) in pixels."""
+def attention_distance_figure(distance: Tensor, everywhere: float) -> Figure:
+    """How far each head looks, against depth.
+
+    Args:
+        distance: (L, h) in pixels.
+        everywhere: the distance of a head that looks at all patches alike; drawn as a dashed line.
+    """
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axis = figure.subplots()
     depth, heads = distance.shape
     for head in range(heads):
         axis.scatter(range(1, depth + 1), distance[:, head].numpy(), s=18, color=f"C{head % 10}")
-    axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None), xticks=range(1, depth + 1))
-    figure.suptitle("each point is one head", fontsize=9)
+    axis.axhline(everywhere, color="0.5", linestyle="--", linewidth=1)
+    top = 1.1 * max(everywhere, distance.max().item())
+    axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, top), xticks=range(1, depth + 1))
+    figure.suptitle("each point is one head; dashed: all patches alike", fontsize=9)
     return figure
 
 
