@@ -29,6 +29,7 @@ def of_run(ckpt: str, runs: str) -> dict[str, Any]:
         "in_chans": saved.settings["backbone"]["in_chans"],
         "crop_pct": own.crop_pct(saved.settings),
         "stats": {"mean": mean, "std": std},
+        "drop_last": False,  # a probe that is trained on augmented images trains on all of them
     }
 
 
@@ -49,5 +50,5 @@ def of_choice(choice: str, trained: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"unknown choice data={choice}{near} (there are {', '.join(options)})")
     node = OmegaConf.create({"data": OmegaConf.load(file).data, "seed": trained["seed"]})
     settings: Any = OmegaConf.to_container(node, resolve=True)
-    same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats")}
+    same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats", "drop_last")}
     return {**settings["data"], **same}

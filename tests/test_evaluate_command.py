@@ -1,0 +1,92 @@
+"""`python -m vitmae.evaluate` from the command line on."""
+
+import json
+
+import pytest
+
+from tests.command_line import run_command
+from tests.data.builders import write_classes
+from tests.evaluation.parts import digits_run
+from vitmae import evaluate
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    digits_run(tmp_path / "runs" / "mae")
+    (tmp_path / "runs" / "mae" / "config.yaml").write_text("choices: {}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITMAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_runs_own_images_are_evaluated_and_results_lie_beside_it(place, capsys):
+    done = run_command(evaluate.main, "ckpt=last", "probe=[knn,fewshot]", "knn.ks=[1,5]", "encoder=both", capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    (file,) = (place / "runs" / "mae" / "evaluation").glob("*.json")
+    content = json.loads(file.read_text())
+    assert content["split"] == "test"
+    assert content["images"] == {"train": 345, "val": 288, "test": 360}, "train_fraction is the run's own"
+    kinds = {(score["encoder"], score["probe"], score["pooling"]) for score in content["scores"]}
+    assert kinds == {(e, p, q) for e in ("trained", "untrained") for p in ("knn", "fewshot") for q in ("cls", "avg")}
+    assert str(file.relative_to(place)) in done.out
+    assert "untrained  knn" in done.out
+
+
+def test_all_is_what_applies(place, capsys):
+    words = ["linear.epochs=2", "linear.warmup_epochs=0", "attentive.epochs=2", "attentive.warmup_epochs=0",
+             "logistic.cs=[1.0]", "limit=100", "out=scores.json"]  # fmt: skip
+    done = run_command(evaluate.main, "ckpt=runs/mae", *words, capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    probes = {score["probe"] for score in json.loads((place / "scores.json").read_text())["scores"]}
+    assert probes == {"knn", "linear", "logistic", "fewshot", "attentive", "collapse"}
+
+
+def test_other_images_are_seen_at_the_checkpoints_size_and_in_its_channels(place, capsys):
+    write_classes(place / "photos", {"cat": 12, "dog": 12})
+    words = ["data=folder", "data.path=photos", "data.val_fraction=0.3", "data.batch_size=4", "data.num_workers=0"]
+    done = run_command(evaluate.main, "ckpt=last", "probe=knn", "knn.ks=[1]", *words, "out=a.json", capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    content = json.loads((place / "a.json").read_text())
+    assert content["img_size"] == [8, 8]
+    assert content["split"] == "val", "a folder without a test split"
+    done = run_command(evaluate.main, "ckpt=last", "probe=knn", "knn.ks=[1]", *words, "data.img_size=16", "out=b.json",
+                       capsys=capsys)  # fmt: skip
+    assert done.code == 0
+    assert "interpolated" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ckpt=nowhere"], "nowhere"),
+        ([], "ckpt must be given"),
+        (["ckpt=last", "probe=kn"], "'knn'"),
+        (["ckpt=last", "data=fodler"], "did you mean data=folder?"),
+        (["ckpt=last", "data.in_chans=3"], "leave data.in_chans out"),
+        (["ckpt=last", "probe=dense"], "data.source.masks"),
+        (["ckpt=last", "probe=classifier"], "fine-tune it with model=vit"),
+        (["ckpt=last", "split=tset"], "'val' or 'test'"),
+        (["ckpt=last", "knn.k=3"], "did you mean knn.ks?"),
+        (["ckpt=last", "out=scores.csv"], ".json file is wanted"),
+        (["ckpt=last", "limit=0"], "at least one image"),
+        (["ckpt=last", "backbone=vit_base"], "backbone"),
+        (["ckpt=last", "fewshot.shots=[500]", "probe=fewshot"], "the smallest class has"),
+    ],
+)
+def test_a_mistake_is_one_line(place, capsys, words, said):
+    done = run_command(evaluate.main, *words, capsys=capsys)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert said in done.err
+
+
+def test_probes_that_need_labels_refuse_images_without(place, capsys):
+    write_classes(place / "classes", {"one": 12})
+    (place / "classes" / "one").rename(place / "flat")
+    words = ["data=folder", "data.path=flat", "data.val_fraction=0.3", "data.batch_size=2", "data.num_workers=0"]
+    done = run_command(evaluate.main, "ckpt=last", "probe=knn", *words, capsys=capsys)
+    assert done.code == 2
+    assert "use class folders" in done.err
+    done = run_command(evaluate.main, "ckpt=last", *words, capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    assert "RankMe" in done.out
