@@ -40,6 +40,13 @@ notebooks: dev   ## run the notebooks from their first cell to their last, and k
 	mkdir -p build
 	$(BIN)/jupyter execute --output='../build/{notebook_name}' notebooks/*.ipynb
 
+bench: dev       ## this project against its peers -> benchmarks/results/
+	$(BIN)/python -m pip install -q -e '.[bench]' -c constraints.txt
+	for part in step loader overhead startup scale features; do $(BIN)/python -m benchmarks.$$part || exit 1; done
+
+bench-gpu: install   ## what a GPU does: training steps, the CIFAR-10 recipe, feeding from JPEG files
+	$(BIN)/python -m benchmarks.gpu
+
 lint: dev        ## ruff
 	$(BIN)/ruff check vitmae tests benchmarks notebooks
 

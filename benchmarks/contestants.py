@@ -157,7 +157,7 @@ def lightly_mae(size: Size) -> Peer:
 
 
 def vit_pytorch_mae(size: Size) -> Peer:
-    """The MAE of vit-pytorch: no CLS token, no biases in attention. (With pool="cls" this release of it does not run.)"""
+    """The MAE of vit-pytorch: no CLS token, no biases in attention. (With pool="cls" 1.26.11 does not run.)"""
     from vit_pytorch import MAE as TheirMAE
 
     width, depth, heads = size.decoder

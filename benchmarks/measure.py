@@ -59,7 +59,12 @@ class Timing:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], Any]], reference: str, rounds: int, warmup: int = 1, repeats: int = 1
+    contestants: Mapping[str, Callable[[], Any]],
+    reference: str,
+    rounds: int,
+    warmup: int = 1,
+    repeats: int = 1,
+    wall: bool = False,
 ) -> dict[str, Timing]:
     """Time each contestant once a round, one after the other.
 
@@ -69,12 +74,13 @@ def interleave(
         rounds: how often all are timed.
         warmup: untimed calls of each beforehand.
         repeats: calls that are timed as one, for what is short.
+        wall: time by the clock on the wall, for what other processes take part in.
     """
     for contestant in contestants.values():
         for _ in range(warmup):
             contestant()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    clock = clock_for(torch.get_num_threads())
+    clock = time.perf_counter if wall else clock_for(torch.get_num_threads())
     for _ in range(rounds):
         for name, contestant in contestants.items():
             start = clock()

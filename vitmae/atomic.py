@@ -10,26 +10,28 @@ _MARK = ".tmp"
 
 
 @contextmanager
-def atomic_replace(path: Path) -> Iterator[Path]:
+def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a name beside `path`; what stands there when the block ends well becomes `path`, else it is removed.
 
-    It lies beside the target so that the renaming stays on one file system. File and folder are synced, so that it
-    also survives a loss of power.
+    It lies beside the target so that the renaming stays on one file system. Where it is to be durable, file and folder
+    are synced, so that it also survives a loss of power; a million small files would take hours so.
     """
     part = path.with_name(f"{path.name}{_MARK}{os.getpid()}")
     try:
         yield part
-        _sync(part)
+        if durable:
+            _sync(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    _sync(path.parent)
+    if durable:
+        _sync(path.parent)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was."""
-    with atomic_replace(path) as part, open(part, "wb") as file:
+    with atomic_replace(path, durable) as part, open(part, "wb") as file:
         yield file
 
 

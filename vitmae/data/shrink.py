@@ -1,0 +1,242 @@
+"""A folder of images -> the same folder with smaller images, which load several times as fast.
+
+    list -> decode, turn upright -> resize the short side -> encode -> rename into place
+
+Each file appears under its final name at once and whole, so whatever is there is done, and a run that was stopped goes
+on where it was. Originals are only read.
+"""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from PIL import Image, ImageOps
+
+from vitmae.atomic import atomic_write, remove_parts
+from vitmae.data.decode import EXTENSIONS, UnreadableImage, check
+from vitmae.errors import UserError
+
+ABOUT, LEFT_OUT = "prepared.json", "left_out.txt"
+
+Outcome = Literal["shrunk", "copied", "there already", "left out"]
+
+_MODES = frozenset(["L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])  # 8 bits a channel: what can be averaged
+_INDEXED = {"P": ("RGB", "RGBA"), "1": ("L", "LA")}  # what to average instead, without and with transparency
+_FORMATS = frozenset(["JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
+_GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that still is so many times the size wanted
+
+
+class Shrinking(NamedTuple):
+    """How images are made smaller.
+
+    Attributes:
+        short_side: pixels of the shorter side; smaller images stay as they are.
+        quality: of JPEG and WebP files, 1 to 100.
+        nearest: take the nearest pixel and keep palettes, for masks whose pixels are classes; otherwise Lanczos.
+    """
+
+    short_side: int
+    quality: int = 90
+    nearest: bool = False
+
+
+class Tally(NamedTuple):
+    """What came of a folder.
+
+    Attributes:
+        counts: files by outcome.
+        left_out: (path below the source, reason) of each file that is not in the copy.
+    """
+
+    counts: Counter[Outcome]
+    left_out: list[tuple[str, str]]
+
+
+def shrink_folder(
+    source: Path,
+    target: Path,
+    how: Shrinking,
+    workers: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Tally:
+    """Make a smaller copy of a folder of images: the same tree and names.
+
+    JPEG, PNG, WebP, BMP, PPM and TIFF images with 8 bits a channel are resized, upright (the EXIF orientation is
+    applied; other EXIF data is dropped) and with their colour profile. What is small enough already, has several
+    frames, more bits or is an .npy array is copied as it is. What is no image or cannot be read is left out, and
+    listed in ``left_out.txt``.
+
+    Args:
+        source: the images; only read.
+        target: the copy; new, or one that was begun with the same settings.
+        how: the settings.
+        workers: threads.
+        report: told now and then how many files of how many are done.
+
+    Raises:
+        UserError: a folder lies in the other, the copy was begun otherwise, another run is at it, or the disk is full.
+    """
+    _refuse_nesting(source, target)
+    with _claim(target, source, how):
+        files = list(_walk(source))
+        counts: Counter[Outcome] = Counter()
+        left_out = []
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                jobs = ((name, threads.submit, source / name, target / name) for name in files)
+                for name, future in _in_flight(jobs, how, 4 * workers):
+                    outcome, reason = future.result()
+                    counts[outcome] += 1
+                    if reason:
+                        left_out.append((name, reason))
+                    report(counts.total(), len(files))
+            except BaseException as error:  # Ctrl-C: what is being written is finished, the rest is for the next run
+                threads.shutdown(cancel_futures=True)
+                if isinstance(error, OSError):
+                    raise UserError(f"dst={target} cannot be written ({error}): the same command goes on") from error
+                raise
+        left_out.sort()
+        with atomic_write(target / LEFT_OUT) as file:
+            file.writelines(os.fsencode(f"{name}\t{reason}\n") for name, reason in left_out)
+    return Tally(counts, left_out)
+
+
+Job = tuple[str, Callable[..., Future[tuple[Outcome, str]]], Path, Path]
+
+
+def _in_flight(jobs: Iterable[Job], how: Shrinking, most: int) -> Iterator[tuple[str, Future[tuple[Outcome, str]]]]:
+    """Start jobs, so many at once, and yield each when it is done: a million of them take no memory."""
+    jobs = iter(jobs)
+    running: dict[Future[tuple[Outcome, str]], str] = {}
+    while True:
+        for name, submit, original, copy in islice(jobs, most - len(running)):
+            running[submit(shrink_file, original, copy, how)] = name
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield running.pop(future), future
+
+
+def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, str]:
+    """Make one file's copy: what came of it, and why it is left out if it is."""
+    if original.suffix.lower() not in EXTENSIONS or original.name.startswith("."):
+        return "left out", "no image"
+    if copy.exists() and copy.stat().st_size:  # a crash of the machine may leave an empty file
+        if original.stat().st_mtime_ns > copy.stat().st_mtime_ns:
+            return "left out", "changed since it was prepared: remove its copy to prepare it anew"
+        return "there already", ""
+    try:
+        content = _smaller_file(original, how)
+    except Exception as error:  # Pillow raises a dozen different kinds on bytes that are not an image
+        return "left out", " ".join(str(error).split()) or type(error).__name__
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(copy, durable=False) as file:
+        file.write(content or original.read_bytes())
+    return "shrunk" if content else "copied", ""
+
+
+def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
+    """The bytes of the smaller image; None where the original is to be copied. Raises if it cannot be read."""
+    with original.open("rb") as file:
+        if original.suffix.lower() == ".npy":
+            if reason := check(file):
+                raise UnreadableImage(reason)
+            return None
+        with Image.open(file) as image:
+            if _can_shrink(image, how):
+                return _encode(shrink(image, how), str(image.format), how.quality)
+            image.load()  # a copy of a damaged file would only be found out in training
+    return None
+
+
+def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
+    """Resize an opened image, upright, so that its short side is as asked for; the long side is rounded."""
+    profile, tags = image.info.get("icc_profile"), image.getexif()
+    width, height = _smaller(image.size, how.short_side)
+    if how.nearest:
+        smaller = image.resize((width, height), Image.Resampling.NEAREST)
+    else:
+        image.draft(None, (int(width * _GAP), int(height * _GAP)))
+        if image.mode in _INDEXED:
+            image = image.convert(_INDEXED[image.mode][int("transparency" in image.info)])
+        smaller = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=_GAP)
+    smaller.getexif().update(tags)
+    smaller = ImageOps.exif_transpose(smaller)  # of the small one: turning a large one takes long
+    smaller.info["icc_profile"] = profile
+    return smaller
+
+
+def _smaller(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    scale = short_side / min(size)
+    return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
+
+
+def _can_shrink(image: Image.Image, how: Shrinking) -> bool:
+    """Whether it is larger than wanted, and of a kind that can be resized without losing anything else."""
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's MPO holds a picture and previews
+    is_known = image.format in _FORMATS and (image.mode in _MODES or image.mode in _INDEXED)
+    return is_known and frames == 1 and min(image.size) > how.short_side
+
+
+def _encode(image: Image.Image, image_format: str, quality: int) -> bytes:
+    """An image in the format of its original, with its colour profile and no other tags."""
+    settings: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
+    if image_format in ("JPEG", "MPO", "WEBP"):
+        settings["quality"] = quality
+    elif image_format == "TIFF":
+        settings["compression"] = "tiff_lzw"
+    file = BytesIO()
+    image.save(file, "JPEG" if image_format == "MPO" else image_format, **settings)
+    return file.getvalue()
+
+
+def _refuse_nesting(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise UserError(f"src={source} is not a folder: point it at the folder of your images")
+    inside, outside = target.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise UserError(f"dst={target} and src={source} lie in each other: put the copy beside the originals")
+
+
+@contextmanager
+def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
+    """Begin a copy, or go on with one of the same settings; nobody else may be at it."""
+    about = {"src": str(source.resolve()), **how._asdict()}
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / ABOUT
+    if file.exists():
+        before = json.loads(file.read_text())
+        if other := [name for name, value in about.items() if before.get(name) != value]:
+            raise UserError(f"dst={target} was prepared with {other[0]}={before.get(other[0])}: give another dst=")
+    elif any(target.iterdir()):
+        raise UserError(f"dst={target} holds other files: give a new folder")
+    else:
+        with atomic_write(file) as handle:
+            handle.write((json.dumps(about, indent=2) + "\n").encode())
+    with file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"dst={target}: another process is preparing it: wait for it") from None
+        for folder, _, _ in os.walk(target):
+            remove_parts(Path(folder))
+        yield
+
+
+def _walk(source: Path) -> Iterator[str]:
+    """Every file below a folder, in the order of their names; linked folders are followed, but not in circles."""
+    for folder, subfolders, names in os.walk(source, followlinks=True):
+        here = os.path.join(os.path.realpath(folder), "")
+        below = (name for name in subfolders if not here.startswith(os.path.join(os.path.realpath(here + name), "")))
+        subfolders[:] = sorted(below)
+        for name in sorted(names):
+            yield os.path.relpath(os.path.join(folder, name), source)

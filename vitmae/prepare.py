@@ -1,0 +1,65 @@
+"""Shrink a folder of images: `python -m vitmae.prepare src=photos/ dst=photos-256/`; a stopped run goes on."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from vitmae.command import call_target, command
+from vitmae.errors import UserError
+
+_log = logging.getLogger(__name__)
+_EVERY = 10  # seconds between two lines of progress
+
+
+def prepare(
+    src: str,
+    dst: str,
+    short_side: int = 256,
+    quality: int = 90,
+    nearest: bool = False,
+    num_workers: int | Literal["auto"] = "auto",
+) -> None:
+    """Copy a folder of images, none with a longer short side than wanted.
+
+    Args:
+        src: the folder; only read.
+        dst: the copy.
+        short_side: pixels.
+        quality: of JPEG and WebP files.
+        nearest: for masks whose pixels are classes.
+        num_workers: threads; "auto": one per core.
+
+    Raises:
+        UserError: a setting is out of range, or see `vitmae.data.shrink.shrink_folder`.
+    """
+    if short_side < 1 or not 1 <= quality <= 100:
+        raise UserError(f"short_side={short_side} quality={quality}: at least 1 pixel, and a quality from 1 to 100")
+
+    from vitmae.data.settings import require_whole, workers_for
+    from vitmae.data.shrink import LEFT_OUT, Shrinking, shrink_folder
+
+    require_whole("num_workers", 1 if num_workers == "auto" else num_workers, 1)
+    source, target = Path(src).expanduser(), Path(dst).expanduser()
+    start = said = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _EVERY:
+            said = time.monotonic()
+            _log.info("%d of %d files, %.0f a second", done, total, done / (said - start))
+
+    how = Shrinking(short_side, quality, nearest)
+    tally = shrink_folder(source, target, how, workers_for(num_workers, 1), report)
+    _log.info("%s: %s", target, ", ".join(f"{count} {outcome}" for outcome, count in sorted(tally.counts.items())))
+    for name, reason in tally.left_out[:10]:
+        _log.warning("left out: %s: %s", name, reason)
+    if len(tally.left_out) > 10:
+        _log.warning("and %d more, see %s", len(tally.left_out) - 10, target / LEFT_OUT)
+
+
+main = command(call_target, "prepare")
+
+if __name__ == "__main__":
+    sys.exit(main())
