@@ -1,6 +1,7 @@
 """The commands that use a trained model, from the command line on."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import time
 import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import vitmae
 from tests.command_line import run_command
 from tests.inference.parts import image_folder, saved_run
+from tests.weights.parts import Evil
 from vitmae import embed, export, reconstruct
 
 
@@ -104,6 +107,11 @@ def test_a_folder_is_reconstructed(place, capsys):
     [
         (export.main, [], "ckpt must be given"),
         (export.main, ["ckpt=nowhere.ckpt"], "no such file or folder"),
+        (export.main, ["ckpt=runs/nowhere"], "no such file or folder"),
+        (export.main, ["ckpt="], "ckpt= is empty"),
+        (export.main, ["ckpt=best"], "ckpt=best: no run below runs has a best.ckpt: give a path"),
+        (export.main, ["ckpt=last", "out=note.txt"], "note.txt is there already"),
+        (export.main, ["ckpt=last", "out=note.txt/x"], "out=note.txt/x cannot be written (Not a directory)"),
         (export.main, ["ckpt=photos"], "no checkpoint, run directory or bundle"),
         (export.main, ["ckpt=last", "formt=timm"], "unknown setting formt: did you mean format?"),
         (export.main, ["ckpt=last", "format=tf"], "format=tf: one of 'bundle', 'timm'"),
@@ -112,22 +120,105 @@ def test_a_folder_is_reconstructed(place, capsys):
         (export.main, ["ckpt=last", "format=hf", "push=me/it"], "push=me/it hands over a bundle"),
         (embed.main, ["ckpt=last"], "images must be given"),
         (embed.main, ["ckpt=last", "images=nowhere"], "images=nowhere does not exist"),
-        (embed.main, ["ckpt=last", "images=photos", "out=features.csv"], "a .parquet file"),
+        (embed.main, ["ckpt=last", "images="], "images= is empty"),
+        (embed.main, ["ckpt=last", "images=empty"], "no image below empty"),
+        (embed.main, ["ckpt=last", "images=note.txt"], "note.txt lists no image"),
+        (embed.main, ["ckpt=last", "images=photos", "out=note.txt/x.parquet"], "out=note.txt/x.parquet cannot be written"),
+        (embed.main, ["ckpt=last", "images=photos", "num_workers=-1"], "num_workers=-1: at least 0 is wanted"),
+        (embed.main, ["ckpt=last", "images=photos", "batch_size=0"], "batch_size=0: at least 1 is wanted"),
+        (embed.main, ["ckpt=last", "images=photos", "out=features.csv"], "out=features.csv: a name that ends in .parquet"),
         (embed.main, ["ckpt=last", "images=photos", "batch_size=many"], "batch_size=many: a whole number is wanted"),
         (embed.main, ["ckpt=last", "images=photos", "device=gpu5"], "device=gpu5"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.5", "passes=2"], "exclude each other"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=stripes"], "mask=stripes"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.99", "num_workers=0"], "leaves no visible patch"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "passes=99", "num_workers=0"], "passes=99: from 2 to 24"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.99"], "mask=0.99 leaves no visible patch"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=nan"], "mask=nan: a ratio between 0 and 1"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=-1"], "mask=-1: a ratio between 0 and 1"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=note.txt"], "mask=note.txt cannot be read (cannot identify image file)"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt"], "out=note.txt is there already"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt/x"], "out=note.txt/x cannot be written"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "panels=-1"], "panels=-1: at least 0 is wanted"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "passes=99"], "passes=99: from 2 to 24"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, main, arguments, reason):
+    (place / "note.txt").write_text("")
+    (place / "empty").mkdir()
     done = run_command(main, *arguments, capsys=capsys)
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert reason in done.err
     assert done.err.count("\n") == 1
-    assert not (place / "reconstructions").exists()
+    assert files(place) == ["empty", "note.txt", "photos", "runs"], "a mistake leaves nothing behind"
+
+
+def damage(path, how):
+    """What a copy that was cut short, somebody's editor or another version may leave of a bundle."""
+    weights, about = path / "model.safetensors", json.loads((path / "model.json").read_text())
+    if how == "weights cut short":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif how == "weights missing":
+        weights.unlink()
+    elif how == "settings missing":
+        del about["config"]
+    elif how == "a setting that is none":
+        about["config"]["backbone"]["embed_dmi"] = 48
+    elif how == "weights of another model":
+        about["config"]["backbone"]["embed_dim"] = 48
+    elif how == "a call of something else":
+        about["config"]["backbone"]["_target_"] = "os.system"
+    elif how == "a strange version":
+        about["vitmae_format"] = "new"
+    (path / "model.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("weights cut short", "model.safetensors is damaged"),
+        ("weights missing", "model.safetensors: there is no such file"),
+        ("settings missing", "its model or backbone are missing"),
+        ("a setting that is none", "did you mean backbone.embed_dim?"),
+        ("weights of another model", "its weights are not those of its settings"),
+        ("a call of something else", "os.system, which is not of this project: refused"),
+        ("a strange version", "written by a newer vitmae"),
+    ],
+)
+def test_a_damaged_bundle_is_one_line_and_exit_code_2(place, capsys, how, reason):
+    assert run_command(export.main, "ckpt=last", "out=bundle", capsys=capsys).code == 0
+    damage(place / "bundle", how)
+    done = run_command(embed.main, "ckpt=bundle", "images=photos", capsys=capsys)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "bundle" in done.err
+    assert reason in done.err
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_a_checkpoint_cut_short_is_one_line_and_exit_code_2(place, capsys, keep):
+    path = place / "runs" / "mae" / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    for main, more in ((export.main, []), (embed.main, ["images=photos"]), (reconstruct.main, ["images=photos"])):
+        done = run_command(main, "ckpt=last", *more, capsys=capsys)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "last.ckpt is damaged" in done.err
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_by_every_command_and_the_code_not_run(place, capsys):
+    torch.save({"vitmae_config": {}, "state_dict": Evil(place / "owned")}, place / "evil.ckpt")
+    for main, more in ((export.main, []), (embed.main, ["images=photos"]), (reconstruct.main, ["images=photos"])):
+        done = run_command(main, "ckpt=evil.ckpt", *more, capsys=capsys)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "evil.ckpt is refused" in done.err
+    assert not (place / "owned").exists()
+
+
+def test_an_export_that_cannot_hold_the_model_is_one_line_and_exit_code_2(place, capsys):
+    """The run's images are rectangles, and it has a decoder."""
+    for layout in ("timm", "hf", "fair"):
+        done = run_command(export.main, "ckpt=last", f"format={layout}", "out=out", capsys=capsys)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"format={layout} cannot hold this model" in done.err
+        assert files(place) == ["photos", "runs"]
 
 
 def test_a_model_without_a_decoder_refuses_to_reconstruct(place, capsys):

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EACCES
 from pathlib import Path
 from typing import IO
+
+from vitmae.errors import UserError
 
 _MARK = ".tmp"
 
@@ -33,6 +36,24 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was."""
     with atomic_replace(path, durable) as part, open(part, "wb") as file:
         yield file
+
+
+def make_folder(folder: Path, shown: str) -> None:
+    """Make a folder to write into, and those above it; one that is there already will do.
+
+    Args:
+        folder: which.
+        shown: the setting that asks for it, as in ``out=features``.
+
+    Raises:
+        UserError: something else stands in its way, or nothing may be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
+    except OSError as error:
+        raise UserError(f"{shown} cannot be written ({error.strerror}): give another place") from error
 
 
 def remove_parts(folder: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from vitmae.command import call_target, command
+from vitmae.command import call_target, command, require_at_least
 from vitmae.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,10 @@ def embed(
         UserError: see `vitmae.inference.embedding.embed_folder`.
     """
     table = Path(out).expanduser()
-    if table.suffix != ".parquet" or batch_size < 1:
-        raise UserError(f"out={out} batch_size={batch_size}: a .parquet file and at least one image at once are wanted")
+    if table.suffix != ".parquet":
+        raise UserError(f"out={out}: a name that ends in .parquet is wanted")
+    require_at_least(1, batch_size=batch_size)
+    require_at_least(0, num_workers=num_workers)
 
     from vitmae.inference.embedding import embed_folder
     from vitmae.inference.images import FolderImages
@@ -48,7 +50,6 @@ def embed(
 
     model = open_model(find_model(ckpt, runs), device)
     folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
-    table.parent.mkdir(parents=True, exist_ok=True)
     done = embed_folder(model, folder, table, pooling=pooling, batch_size=batch_size, num_workers=num_workers)
     for line in done.unreadable:
         _log.warning("left out: %s", line)

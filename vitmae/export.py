@@ -43,7 +43,7 @@ def export(
     saved = own.read(find_model(ckpt, runs))
     folder = Path(out).expanduser() if out else own.home(saved.path) / "export" / f"{format}-{what}"
     for path in write_weights(saved, format, what, folder):
-        _log.info("%s  %.1f MB", path, path.stat().st_size / 1e6)
+        _log.info("%s  %s kB", path, f"{path.stat().st_size / 1e3:,.0f}")
     if push is not None:
         _log.info("uploaded to %s", hub.push_bundle(folder, push))
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from vitmae.command import call_target, command
+from vitmae.command import call_target, command, require_at_least
 from vitmae.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ def reconstruct(
     """
     if mask is not None and passes is not None:
         raise UserError(f"mask={mask} and passes={passes} exclude each other: passes hides each patch once")
-    if batch_size < 1 or (panels is not None and panels < 0):
-        raise UserError(f"batch_size={batch_size} panels={panels}: at least one image at once and no negative number")
+    require_at_least(1, batch_size=batch_size)
+    require_at_least(0, panels=panels, num_workers=num_workers)
 
     from vitmae.inference.images import FolderImages
     from vitmae.inference.model import find_model, open_model

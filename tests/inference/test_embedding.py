@@ -67,6 +67,16 @@ def test_a_kill_while_a_chunk_is_written_leaves_no_half_of_it(place):
     assert (place / "out.parquet").read_bytes() == (place / "whole.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["about.json", "00000.parquet"])
+def test_a_damaged_beginning_is_named_and_not_gone_on_with(place, name):
+    with pytest.raises(KeyboardInterrupt):
+        embed(place, killed_after=3)
+    part = place / "out.parquet.parts" / name
+    part.write_bytes(part.read_bytes()[:20])
+    with pytest.raises(UserError, match=rf"{name} is damaged: remove"):
+        embed(place)
+
+
 def test_what_was_begun_otherwise_is_not_gone_on_with(place):
     with pytest.raises(KeyboardInterrupt):
         embed(place, killed_after=3)

@@ -22,6 +22,7 @@ def test_a_folders_images_come_in_order_each_once(tmp_path):
     assert [folder.name(number)[-9:] for number in (0, 9)] == ["a/000.png", "b/009.png"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_workers_and_the_beginning_change_no_batch(tmp_path):
     folder = FolderImages(str(image_folder(tmp_path)), SEE, skip_unreadable=False)
     alone, helped, later = shown(folder), shown(folder, workers=2), shown(folder, first=6)

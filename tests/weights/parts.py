@@ -1,5 +1,7 @@
 """Small models and files of every layout that the tests of this folder share."""
 
+import os
+
 import torch
 
 from tests.models.parts import objective
@@ -60,3 +62,13 @@ def given_mask(mae: MAE, size=2, seed=0):
     number = mae.backbone.num_patches
     noise = torch.rand(size, number, generator=torch.Generator().manual_seed(seed))
     return noise, mask_from_scores(noise, number // 4)
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)

@@ -1,5 +1,4 @@
 import argparse
-import os
 import pickle
 
 import numpy as np
@@ -7,20 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.weights.parts import Evil
 from vitmae.errors import UserError
 from vitmae.weights.files import read_file, read_json
 
 STATE = {"a": torch.arange(1000.0)}
-
-
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, proof):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
 
 
 class Plain:

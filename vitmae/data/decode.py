@@ -6,6 +6,7 @@ TIFF files with a page per channel hold any number of channels. Nothing is ever 
 Shapes: H W height and width as the image is to be seen, C channels.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -95,7 +96,7 @@ def check(file: BinaryIO) -> str | None:
 
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return re.sub(r" <_io\.[^>]*>", "", lines[0]) if lines else type(error).__name__  # Pillow names its buffer
 
 
 @cache

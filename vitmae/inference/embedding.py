@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitmae.atomic import atomic_replace, atomic_write, remove_parts
+from vitmae.atomic import atomic_replace, atomic_write, make_folder, remove_parts
 from vitmae.errors import UserError
 from vitmae.inference.images import FolderImages
 from vitmae.inference.model import Model, Pooling
@@ -68,8 +68,8 @@ def embed_folder(
         num_workers: processes that decode.
 
     Raises:
-        UserError: the table is there already, or was begun with other images, another model or another batch size, or
-            an image cannot be read.
+        UserError: the table is there already, cannot be written, or was begun with other images, another model or
+            another batch size, or an image cannot be read.
     """
     if out.exists():
         raise UserError(f"out={out} is there already: remove it, or give another name")
@@ -119,12 +119,15 @@ def _begin(parts: Path, about: dict[str, Any]) -> None:
     """Take up what was begun, if it is of the same; otherwise begin."""
     file = parts / "about.json"
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: remove {parts}") from error
         other = [name for name, value in about.items() if before.get(name) != value]
         if other:
             raise UserError(f"{parts} was begun with another {other[0]}: remove it, or give another out=")
     else:
-        parts.mkdir(parents=True, exist_ok=True)
+        make_folder(parts, f"out={parts.with_suffix('')}")
         with atomic_write(file) as handle:
             handle.write(json.dumps(about, indent=2).encode())
     remove_parts(parts)
@@ -141,9 +144,16 @@ def _table(names: list[str], vectors: list[np.ndarray[Any, np.dtype[np.float32]]
     return pa.table({"path": pa.array(names, pa.string()), "vector": lists})
 
 
+def _read(part: Path) -> pa.Table:
+    try:
+        return pq.read_table(part)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{part} is damaged: remove it, and run again") from error
+
+
 def _join(parts: Path, number: int, out: Path) -> tuple[int, int]:
     """Copy the chunks into one file, one at a time; how many vectors there are, and their width."""
-    tables = (pq.read_table(_part(parts, part)) for part in range(number))
+    tables = (_read(_part(parts, part)) for part in range(number))
     writer, count, width = None, 0, 0
     with atomic_replace(out) as file:
         for table in tables:

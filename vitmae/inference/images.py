@@ -171,6 +171,8 @@ class _FolderReader:
 
 
 def _list_files(images: str) -> FileImages:
+    if not images:
+        raise UserError("images= is empty: name a folder, a glob, a text file with a path per line, or one image")
     path = Path(images).expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return FileImages([str(path)], [-1], path.parent)

@@ -191,7 +191,8 @@ class Model:
             UserError: there is none.
         """
         if self._saved.objective != "MAE" or not self._saved.is_full:
-            what = "an encoder alone" if self._saved.objective == "MAE" else f"a {self._saved.objective}"
+            others = {"Supervised": "a classifier", "MaskedPatch": "a masked patch predictor"}
+            what = others.get(self._saved.objective, "an encoder alone")
             raise UserError(f"{self._saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
                             "use a run of model=mae, or its full export")
 
@@ -222,7 +223,12 @@ class Model:
             kind = self.objective.mask_kind if mask is None else mask if isinstance(mask, str) else "random"
             if kind not in ("random", "block", "grid"):
                 raise UserError(f"mask={kind}: a ratio, one of random, block, grid, or a mask of your own is wanted")
-            return draw_mask(keys, self.grid_size, ratio, kind)
+            if not 0 <= ratio <= 1:  # nor is it nan
+                raise UserError(f"mask={mask}: a ratio between 0 and 1 is wanted")
+            try:
+                return draw_mask(keys, self.grid_size, ratio, kind)
+            except UserError as error:
+                raise UserError(str(error).replace("model.mask_ratio=", "mask=")) from error
         planes = patch_mask(torch.as_tensor(mask) > 0, self.img_size, self.grid_size)
         return mask_from_tensor(planes.expand(len(keys), -1, -1))
 
@@ -256,7 +262,14 @@ def find_model(ckpt: str, runs: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    return find_resumption(ckpt, Path(runs), []).checkpoint if ckpt in ("last", "best") else local(ckpt)
+    if not ckpt:
+        raise UserError("ckpt= is empty: name a run directory, a checkpoint or a bundle, or last or best")
+    if ckpt not in ("last", "best"):
+        return local(ckpt)
+    try:
+        return find_resumption(ckpt, Path(runs), []).checkpoint
+    except UserError as error:
+        raise UserError(str(error).replace(", or leave ckpt= out", "")) from error
 
 
 def open_model(path: str | Path, device: str | torch.device | None = None) -> Model:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitmae.atomic import make_folder
 from vitmae.data.crops import central_boxes, resize_mask
 from vitmae.data.decode import UnreadableImage, decode
 from vitmae.errors import UserError
@@ -107,13 +108,13 @@ def reconstruct_folder(
         seed: of masks that are drawn; the mask of an image is a function of the seed and its place in the folder.
 
     Raises:
-        UserError: the folder is there already, or see `Model.reconstruct`.
+        UserError: the folder is there already or cannot be made, or see `Model.reconstruct`.
     """
     model.require_decoder()
     _check_masks(model, mask, passes)
-    if out.exists() and any(out.iterdir()):
+    if out.is_file() or (out.exists() and any(out.iterdir())):
         raise UserError(f"out={out} is there already: remove it, or give another name")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, f"out={out}")
     errors = np.lib.format.open_memmap(out / "errors.npy", "w+", np.float32, (len(folder), *model.grid_size))
     errors[:] = np.nan
     oddest: list[tuple[float, int]] = []
@@ -195,7 +196,7 @@ def read_mask(mask: float | str | None, model: Model) -> MaskLike:
     try:
         pixels = decode(path.read_bytes(), 1, mask)                          # (height, width, 1)
     except UnreadableImage as error:
-        raise UserError(f"mask={mask} cannot be read: {error}") from error
+        raise UserError(f"mask={mask} cannot be read ({str(error).removeprefix(f'{mask}: ')})") from error
     plane = torch.from_numpy(pixels[..., 0]) > 127
     if plane.shape in (model.img_size, model.grid_size):
         return plane

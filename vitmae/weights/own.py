@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone
-from vitmae.config import build
+from vitmae.config import build, check_settings
 from vitmae.errors import UserError
 from vitmae.tokens.patches import pair
 from vitmae.weights.files import read_file, read_json
@@ -99,7 +99,7 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> Saved | None:
     for name, file, key in (("metrics", "summary.json", "metrics"), ("git_commit", "environment.json", "git")):
         if (run / file).is_file() and (value := read_json(run / file).get(key)):
             facts.setdefault(name, value.get("commit") if key == "git" else value)
-    return Saved(path, content["state_dict"], content["vitmae_config"], facts)
+    return _checked(Saved(path, content.get("state_dict", {}), content["vitmae_config"], facts))
 
 
 def _read_bundle(folder: Path) -> Saved:
@@ -108,11 +108,27 @@ def _read_bundle(folder: Path) -> Saved:
         raise UserError(f"{folder}/model.json is not that of a bundle of this project")
     _refuse_newer(about["vitmae_format"], folder)
     state = read_file(folder / "model.safetensors")
-    return Saved(folder, state, about["config"], {key: value for key, value in about.items() if key != "config"})
+    facts = {key: value for key, value in about.items() if key != "config"}
+    return _checked(Saved(folder, state, about.get("config"), facts))  # type: ignore[arg-type]
 
 
-def _refuse_newer(written: int, path: Path) -> None:
-    if written > FORMAT:
+def _checked(saved: Saved) -> Saved:
+    """Say of what cannot be built again what is wrong with it, while it is known where it lies."""
+    settings = saved.settings if isinstance(saved.settings, Mapping) else {}
+    nodes = {part: settings.get(part) for part in ("model", "backbone")}
+    if not all(isinstance(node, Mapping) and "_target_" in node for node in nodes.values()):
+        raise UserError(f"{saved.path} is damaged: the settings of its model or backbone are missing; get it again")
+    if not {"mean", "std"} <= saved.state.keys():
+        raise UserError(f"{saved.path} is damaged: its weights are missing; get it again")
+    try:
+        check_settings({part: _trusted(node) for part, node in nodes.items() if node})
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}") from error
+    return saved
+
+
+def _refuse_newer(written: Any, path: Path) -> None:
+    if not isinstance(written, int) or written > FORMAT:
         raise UserError(f"{path} was written by a newer vitmae: update this one")
 
 

@@ -44,7 +44,8 @@ def local(source: str) -> Path:
     if path.exists():
         return path
     name = source.removeprefix("hf-hub:")
-    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES)
+    is_beside_others = "/" in source and path.parent.is_dir()  # runs/nope, where there is runs/
+    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES) or is_beside_others
     if not is_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return hugging_face.download(name)
     near = [] if is_path else get_close_matches(source, timm.list_models(), 1)

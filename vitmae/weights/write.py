@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vitmae.atomic import make_folder
 from vitmae.errors import UserError
 from vitmae.weights import bundle, fair, graph, to_hugging_face, to_timm
 from vitmae.weights.own import Saved, rebuild
@@ -45,18 +46,18 @@ def write_weights(saved: Saved, layout: Layout, what: What, folder: Path) -> lis
         The files that were written.
 
     Raises:
-        UserError: the folder is there already, or the format cannot hold the model.
+        UserError: the folder is there already or cannot be made, or the format cannot hold the model.
     """
     if layout not in get_args(Layout) or what not in get_args(What):
         raise UserError(f"format={layout} what={what}: format is one of {', '.join(get_args(Layout))}, "
                         f"and what is encoder or full")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give another out=, or remove it")
     if what == "full" and not saved.is_full:
         raise UserError(f"{saved.path} holds an encoder alone: export what=encoder")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    make_folder(part, f"out={folder}")
     try:
         _WRITERS[layout](rebuild(saved), saved, what, part)
         if folder.exists():
