@@ -253,7 +253,7 @@ class Step:
             self.module.objective.compile_blocks()
             self.compiled = self.module
         else:
-            self.compiled = torch.compile(self.module)
+            self.compiled = torch.compile(self.module, dynamic=False)
 
     def eager(self) -> None:
         """One step, whatever was compiled."""
@@ -262,7 +262,7 @@ class Step:
 
     def __call__(self) -> None:
         """One step, compiled if `compile` was called."""
-        self._step(self.compiled or self.module)
+        self._step(self.module if self.compiled is None else self.compiled)
 
     def _step(self, forward: Callable[..., Tensor]) -> None:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
