@@ -12,8 +12,10 @@ from vitmae.command import call_target, command, compose, split_arguments, store
 from vitmae.comparison.plan import Method
 from vitmae.config import check_settings, config_dir
 from vitmae.errors import UserError
+from vitmae.evaluation.names import Probe
 
-_TRAINING = ("data", "backbone", "trainer", "logger", "compile", "checkpoint", "panel", "probe", "experiment")
+_TRAINING = ("data", "backbone", "trainer", "logger", "compile", "checkpoint", "panel", "probe", "experiment",
+             "weights_min_match")  # fmt: skip
 """What of the command line is said of all runs."""
 _STAGES = ("pretrain", "masked_patch", "mae", "supervised", "finetune", "scratch", "evaluate")
 """Settings that hold words of another command, which Hydra's own grammar cannot read inside of a list."""
@@ -25,7 +27,7 @@ def compare(
     methods: list[Method],
     seeds: list[int],
     labels: float,
-    probes: list[str],
+    probes: list[Probe],
     base_lrs: list[float],
     train: list[str],
     pretrain: list[str],
@@ -72,7 +74,8 @@ def compare(
     for row in rows:
         for job in (row.pretrain, *row.finetunes):
             if job is not None:
-                _check(job.words)
+                _check_training(job.words)
+    _check_evaluation(evaluate)
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     try:
@@ -88,7 +91,7 @@ def compare(
         raise UserError(f"{len(failures)} jobs failed, the first: {next(iter(failures.values()))}")
 
 
-def _check(words: Sequence[str]) -> None:
+def _check_training(words: Sequence[str]) -> None:
     """Refuse words of `vitmae.train` that it would refuse.
 
     Raises:
@@ -101,6 +104,11 @@ def _check(words: Sequence[str]) -> None:
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
     check_settings(settings)
+
+
+def _check_evaluation(words: Sequence[str]) -> None:
+    """The same of `vitmae.evaluate`, but for its `data`, which depend on the run."""
+    check_settings(compose([word for word in words if not word.startswith("data")], "evaluate"))
 
 
 def take_words(arguments: list[str]) -> list[str]:

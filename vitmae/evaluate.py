@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from vitmae.command import call_target, command, split_arguments, store_node
 from vitmae.config import config_dir
 from vitmae.errors import UserError
+from vitmae.evaluation.names import Probe
 
-Name = Literal["knn", "linear", "logistic", "fewshot", "attentive", "dense", "collapse", "classifier"]
 _log = logging.getLogger(__name__)
 
 
@@ -25,7 +25,7 @@ def evaluate(
     fewshot: Any,
     attentive: Any,
     dense: Any,
-    probe: Literal["all"] | Name | list[Name] = "all",
+    probe: Literal["all"] | Probe | list[Probe] = "all",
     encoder: Literal["trained", "untrained", "both"] = "trained",
     split: Literal["val", "test"] | None = None,
     limit: int | None = None,

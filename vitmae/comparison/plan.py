@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 from vitmae.errors import UserError
+from vitmae.evaluation.names import Probe
 
 Method = Literal["scratch", "masked_patch", "mae", "supervised"]
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]
+_OWN = ("model", "seed", "ckpt", "probe", "encoder", "split", "out", "backbone.weights", "data.train_fraction",
+        "hydra.run.dir")  # fmt: skip
+"""Words that tell the jobs of a comparison apart: they are not the user's to set."""
 Module = Literal["train", "evaluate"]
 
 MODELS: dict[str, str] = {"masked_patch": "masked_patch", "mae": "mae", "supervised": "vit"}
@@ -91,7 +95,7 @@ class Design:
     methods: Sequence[Method]
     seeds: Sequence[int]
     labels: float
-    probes: Sequence[str]
+    probes: Sequence[Probe]
     base_lrs: Sequence[float]
     common: Sequence[str]
     pretrain: Sequence[str]
@@ -104,6 +108,11 @@ class Design:
 
     def __post_init__(self) -> None:
         """Say early what cannot be."""
+        for name in ("common", "pretrain", "masked_patch", "mae", "supervised", "finetune", "scratch", "evaluate"):
+            for word in getattr(self, name):
+                if word.lstrip("+~").partition("=")[0] in _OWN:
+                    setting = "" if name == "common" else f"{name}="
+                    raise UserError(f"{setting}{word}: a comparison sets that itself, see methods, seeds, labels, out")
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("base_lrs", self.base_lrs)):
             if len(set(values)) < len(values):
                 raise UserError(f"{name}={list(values)}: one of them is there twice")

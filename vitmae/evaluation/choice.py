@@ -7,9 +7,9 @@ from typing import Literal
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
 from vitmae.evaluation.encoder import Split
+from vitmae.evaluation.names import Probe
 from vitmae.weights import own
 
-Name = Literal["knn", "linear", "logistic", "fewshot", "attentive", "dense", "collapse", "classifier"]
 _WITHOUT_LABELS = ("collapse", "dense")
 
 
@@ -39,8 +39,8 @@ def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split
 
 
 def choose_probes(
-    probe: Literal["all"] | Name | Sequence[Name], data: ImageData, saved: own.Saved, *, most_logistic: int
-) -> list[Name]:
+    probe: Literal["all"] | Probe | Sequence[Probe], data: ImageData, saved: own.Saved, *, most_logistic: int
+) -> list[Probe]:
     """The probes to run, each once.
 
     Args:
@@ -53,14 +53,14 @@ def choose_probes(
         UserError: one of them needs labels or masks that the images lack.
     """
     if probe == "all":
-        labelled: list[Name] = ["knn", "linear", "logistic", "fewshot", "attentive"]
+        labelled: list[Probe] = ["knn", "linear", "logistic", "fewshot", "attentive"]
         if data.num_train > most_logistic:
             labelled.remove("logistic")
         if saved.objective == "Supervised" and saved.is_full:
             labelled.append("classifier")
-        dense: list[Name] = ["dense"] if data.num_mask_classes is not None else []
+        dense: list[Probe] = ["dense"] if data.num_mask_classes is not None else []
         return [*(labelled if data.num_classes is not None else []), *dense, "collapse"]
-    names: list[Name] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
+    names: list[Probe] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
     for name in names:
         if data.num_classes is None and name not in _WITHOUT_LABELS:
             raise UserError(f"probe={name} needs labels, and these images have none: use class folders, or "

@@ -1,0 +1,87 @@
+"""`python -m vitmae.compare` from the command line on."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.command_line import run_command
+from vitmae import compare
+from vitmae.compare import split_words
+from vitmae.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", []),
+        ("", []),
+        ("[a=1,b=[2,3]]", ["a=1", "b=[2,3]"]),
+        ("a=1 b='x, y'", ["a=1", "b='x, y'"]),
+        ("[model.optimizer.betas=[0.9,0.95], c={d: 1}]", ["model.optimizer.betas=[0.9,0.95]", "c={d: 1}"]),
+    ],
+)
+def test_words_part_at_commas_and_blanks_outside_of_brackets(text, words):
+    assert split_words(text) == words
+
+
+@pytest.mark.parametrize("text", ["[a=[1,2]", "a='x"])
+def test_what_is_not_closed_is_refused(text):
+    with pytest.raises(UserError, match="not closed"):
+        split_words(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "out must be given"),
+        (["out=c", "methods=[mea]"], "'mae'"),
+        (["out=c", "mae=[model.mask_ration=0.5]"], "did you mean model.mask_ratio?"),
+        (["out=c", "mae=[model.mask_ratio=much]"], "a number is wanted"),
+        (["out=c", "data=folders"], "did you mean data=folder?"),
+        (["out=c", "labels=0"], "labels=0"),
+        (["out=c", "finetune=[model=mae]"], "finetune=model=mae: a comparison sets that itself"),
+        (["out=c", "data.train_fraction=0.1"], "see methods, seeds, labels"),
+        (["out=c", "probes=[knnn]"], "'knn'"),
+        (["out=c", "evaluate=[lmit=3]"], "did you mean limit?"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = run_command(compare.main, *words, capsys=capsys)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert said in done.err
+    assert not (tmp_path / "c" / "runs").exists()
+
+
+WORDS = ["methods=[scratch,mae]", "seeds=[0]", "probes=[knn]", "logger=csv", "trainer.max_epochs=2", "trainer=cpu",
+         "panel.images=2", "probe.images=100", "scratch=[]", "finetune=[model.pool=avg]", "data.num_workers=0"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
+    command = [sys.executable, "-m", "vitmae.compare", f"out={tmp_path / 'c'}", *WORDS]
+    environment = os.environ | {"VITMAE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "c").glob("runs/mae-*/metrics.csv")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("runs/scratch-*/checkpoints/last.ckpt")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "done before" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    lines = list(csv.DictReader((tmp_path / "c" / "report.csv").open()))
+    assert {(line["probe"], line["method"]) for line in lines} == {
+        (probe, method) for probe in ("knn", "fine-tuning") for method in ("scratch", "mae")
+    }
+    assert (tmp_path / "c" / "report.html").stat().st_size > 10_000
