@@ -105,9 +105,9 @@ def test_what_is_measured_of_the_data_is_copied_and_not_averaged(tmp_path):
     data = digits()
     objective = tiny_objective("mae", data)
     average = WeightAverage(0.9)
-    objective.on_train_batch_start = lambda batch, batch_idx: objective.mean_patch.fill_(float(batch_idx))
+    objective.on_before_zero_grad = lambda optimizer: objective.mean_patch.add_(1.0)
     trainer(tmp_path, [average], max_epochs=1).fit(objective, datamodule=data)
-    assert objective.mean_patch.eq(2.0).all()
+    assert objective.mean_patch.eq(3.0).all()  # once a step
 
 
 def test_the_probe_looks_at_the_averaged_weights(tmp_path, monkeypatch):
