@@ -145,7 +145,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; } td { font-variant-numeric: tabular-nums; } td.best { font-weight: 600; }
-img { max-width: 100%; } code { font-size: 12px; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+img { max-width: 100%; } img.panel { max-width: 24rem; }
+code { font-size: 12px; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
 summary { cursor: pointer; } .note { color: #666; }
 """
 
@@ -157,15 +158,16 @@ def _html(design: Design, rows: Sequence[Row], results: Results) -> str:
         f"<p class=note>{html.escape(_EXPLANATION)}</p>",
         _accuracies_as_html(results),
     ]
+    methods = [TITLES[method] for method in results.methods]
     if results.table:
-        parts.append(_picture(accuracy_figure(_by_seed(results)), "test accuracy of every seed"))
+        parts.append(_picture(accuracy_figure(_by_seed(results), methods), "test accuracy of every seed"))
     parts += ["<h2>Cost of each row, mean over seeds</h2>", _as_html(cost_table(results))]
     if results.curves:
-        parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results)), "held-out curves")]
+        parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results), methods), "held-out curves")]
     for method, path in results.pictures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         parts += [f"<h2>Reconstructions, {html.escape(TITLES[method])}</h2>",
-                  f'<img alt="reconstructions" src="data:image/png;base64,{data}">']  # fmt: skip
+                  f'<img class=panel alt="reconstructions" src="data:image/png;base64,{data}">']  # fmt: skip
     if results.missing:
         parts += ["<h2>Not done</h2>", "<ul>", *(f"<li>{html.escape(name)}</li>" for name in results.missing), "</ul>"]
     lines = "".join(f"<p>{html.escape(name)}<br><code>{html.escape(line)}</code></p>" for name, line in commands(rows))

@@ -8,16 +8,16 @@ from matplotlib.patches import Patch
 COLOURS = ("#4c566a", "#d08770", "#2e7d6b", "#5e81ac", "#b48ead")
 
 
-def accuracy_figure(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def accuracy_figure(values: Mapping[str, Mapping[str, Sequence[float]]], methods: Sequence[str]) -> Figure:
     """A line per probe, a point per seed and a bar at the mean, a colour per method.
 
     Args:
         values: by probe, by method: the accuracy of each seed, in [0, 1].
+        methods: in the order of the bars.
     """
-    methods = list(dict.fromkeys(method for by_method in values.values() for method in by_method))
-    figure = Figure(figsize=(8, 0.28 * len(values) * max(len(methods), 2) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.15 * len(values) * (len(methods) + 1) + 1), layout="constrained")
     axis = figure.subplots()
-    step = 0.8 / max(len(methods), 1)
+    step = 0.8 / len(methods)
     for line, by_method in enumerate(values.values()):
         for place, method in enumerate(methods):
             seeds = [100 * value for value in by_method.get(method, ())]
@@ -25,31 +25,36 @@ def accuracy_figure(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
                 height = line - 0.4 + step * (place + 0.5)
                 colour = COLOURS[place % len(COLOURS)]
                 axis.barh(height, sum(seeds) / len(seeds), step * 0.9, color=colour, alpha=0.45)
-                axis.plot(seeds, [height] * len(seeds), "o", markersize=4, color=colour)
+                axis.plot(seeds, [height] * len(seeds), "o", markersize=3, color=colour)
     axis.set_yticks(range(len(values)), list(values))
-    axis.invert_yaxis()
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.tick_params(labelsize=8)
     axis.set_xlabel("test accuracy, %")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     handles = [Patch(color=COLOURS[place % len(COLOURS)], alpha=0.45) for place in range(len(methods))]
-    figure.legend(handles, methods, loc="outside upper center", ncols=max(len(methods), 1), frameon=False)
+    figure.legend(handles, methods, loc="outside upper center", ncols=len(methods), frameon=False)
     return figure
 
 
-def curves_figure(curves: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> Figure:
+def curves_figure(
+    curves: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]], methods: Sequence[str]
+) -> Figure:
     """An axis per quantity, a colour per method, a thin line per seed.
 
     Args:
-        curves: by the axis' title, by method: for each seed, (epoch, value) pairs.
+        curves: by the axis' title, by method: for each seed, (epoch, value) pairs; at least one.
+        methods: all of them, in the order of the colours.
     """
-    columns = min(3, max(len(curves), 1))
-    rows = -(-max(len(curves), 1) // columns)
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (title, by_method) in zip(axes, curves.items(), strict=False):
-        for place, (method, seeds) in enumerate(by_method.items()):
+        for method, seeds in by_method.items():
+            colour = COLOURS[methods.index(method) % len(COLOURS)]
             for number, points in enumerate(seeds):
-                axis.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=COLOURS[place % len(COLOURS)],
+                axis.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=colour,
                           label=method if number == 0 else None)  # fmt: skip
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("epoch", fontsize=8)
