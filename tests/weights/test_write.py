@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -148,6 +150,37 @@ def test_a_torch_export_program_agrees_at_any_batch_size(tmp_path):
     with torch.no_grad():
         for size in (1, 5):
             assert torch.allclose(program(pixels[:size] / 255), vit(vit.normalize(pixels[:size])), atol=1e-5)
+
+
+_ELSEWHERE = """
+import sys
+sys.modules["vitmae"] = None  # to import it is an error from here on
+import numpy, onnxruntime, timm, torch, transformers
+pixels, images, latent, logits = torch.load("wanted.pt", weights_only=True)
+with torch.no_grad():
+    mae = transformers.ViTMAEForPreTraining.from_pretrained("mae/hf", mask_ratio=0.0).eval()
+    noise = torch.arange(36.0).expand(2, -1)
+    assert torch.allclose(mae.vit(images, noise=noise).last_hidden_state, latent, atol=1e-4)
+    classifier = transformers.ViTForImageClassification.from_pretrained("vit/hf").eval()
+    assert torch.allclose(classifier(images).logits, logits, atol=1e-4)
+    assert torch.allclose(timm.create_model("local-dir:vit/timm", pretrained=True).eval()(images), logits, atol=1e-4)
+    assert torch.allclose(torch.export.load("vit/torch_export/model.pt2").module()(pixels), logits, atol=1e-4)
+session = onnxruntime.InferenceSession("vit/onnx/model.onnx")
+assert numpy.allclose(session.run(None, {"images": pixels.numpy()})[0], logits.numpy(), atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_exports_are_opened_where_this_project_cannot_be_imported(tmp_path):
+    mae, _ = export(tmp_path / "mae", "hf", decoder_depth=1)
+    vit, saved = saved_model(tmp_path / "vit", "vit")
+    for layout in ("hf", "timm", "onnx", "torch_export"):
+        write_weights(saved, layout, "full", tmp_path / "vit" / layout)
+    pixels = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    images = (pixels - vit.mean) / vit.std
+    with torch.no_grad():
+        torch.save((pixels, images, mae.backbone(images), vit(images)), tmp_path / "wanted.pt")
+    subprocess.run([sys.executable, "-c", _ELSEWHERE], cwd=tmp_path, check=True)
 
 
 # -- the bundle --------------------------------------------------------------------------------------------------------
