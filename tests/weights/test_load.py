@@ -98,6 +98,29 @@ def test_learned_positions_are_resampled_in_encoder_and_decoder(tmp_path, size):
     assert re.search(rf"resampled +backbone.vit.pos_embed, decoder.pos_embed \({grid}\)", str(report))
 
 
+@pytest.mark.parametrize("size", [[384, 384], [160, 320], [128, 512]])
+def test_a_smooth_position_code_of_224_pixels_stays_smooth_in_encoder_and_decoder(tmp_path, size):
+    """14 x 14 -> 24 x 24, 10 x 20, 8 x 32: what grows along rows, or along columns, still does so, and that alone."""
+    shape = {"img_size": [224, 224], "patch_size": 16, "depth": 1}
+    mae = build("mae", shape, fixed_positions=False, decoder_depth=1)
+    row, column = torch.meshgrid(torch.linspace(-1, 1, 14), torch.linspace(-1, 1, 14), indexing="ij")
+    for part in (mae.backbone.vit, mae.decoder):
+        part.pos_embed.data[:, 1:] = torch.stack([row, column] * 16, dim=-1).view(1, 196, 32)
+    save_checkpoint(tmp_path / "run.ckpt", mae, settings("mae", shape, fixed_positions=False, decoder_depth=1))
+    fresh = build("mae", shape | {"img_size": size}, seed=7, fixed_positions=False, decoder_depth=1)
+    load_weights(fresh, str(tmp_path / "run.ckpt"))
+    for old, new in ((mae.backbone.vit, fresh.backbone.vit), (mae.decoder, fresh.decoder)):
+        wanted = resample_abs_pos_embed(old.pos_embed, list(fresh.backbone.grid_size), [14, 14], num_prefix_tokens=1)
+        assert torch.equal(new.pos_embed, wanted)
+        code = new.pos_embed[0, 1:].detach().view(*fresh.backbone.grid_size, 32)
+        for dim in (0, 1):
+            step = code.diff(dim=dim)
+            assert (step[..., dim::2] > 0).all()
+            assert step[..., 1 - dim :: 2].abs().max() < 1e-5
+            inner = step.narrow(dim, 3, step.shape[dim] - 6)[..., dim::2]  # bicubic bends at the border
+            assert inner.max() < 1.3 * inner.min()
+
+
 def test_fixed_positions_of_another_grid_are_computed_and_not_resampled(tmp_path):
     _, path = saved(tmp_path)
     fresh = build("mae", {"img_size": [32, 40]}, seed=7)
