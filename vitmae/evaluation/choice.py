@@ -67,5 +67,5 @@ def choose_probes(
                             "probe=collapse")
     if "dense" in names and data.num_mask_classes is None:
         raise UserError("probe=dense needs the class of every pixel: use data=shapes, or data=folder with "
-                        "data.source.masks=FOLDER")
+                        "data.source.masks=FOLDER data.source.num_mask_classes=K")
     return names
