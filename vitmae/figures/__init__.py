@@ -1,0 +1,1 @@
+"""Tensors in, a matplotlib figure out; nothing is trained or written here."""

@@ -1,0 +1,1 @@
+"""A trained model at work: `model.py` is what `vitmae.load` returns."""

@@ -1,0 +1,1 @@
+"""The objectives, one file each; `objective.py` is what they share."""

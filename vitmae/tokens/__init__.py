@@ -1,0 +1,1 @@
+"""Patches, masks and positions: pure functions on tensors."""

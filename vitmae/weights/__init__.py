@@ -1,0 +1,1 @@
+"""Weights of every layout: `load.py` begins with them, `write.py` exports them."""
