@@ -117,7 +117,8 @@ def test_timm_opens_an_encoder(tmp_path, backbone):
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [pytest.param("mae", "encoder", marks=pytest.mark.slow), ("vit", "full"), ("mae", "full")]
+    ("kind", "what"),
+    [pytest.param("mae", "encoder", marks=pytest.mark.slow), pytest.param("vit", "full", marks=pytest.mark.slow), ("mae", "full")],
 )
 def test_onnx_agrees_at_any_batch_size(tmp_path, kind, what):
     shallow = {"decoder_depth": 1} if kind == "mae" else {}
