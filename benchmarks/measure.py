@@ -24,6 +24,9 @@ from typing import Any
 
 import torch
 
+from vitmae.training.allocator import use_large_pages
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # what `vitmae.training.allocator.use_large_pages` sets
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -110,6 +113,13 @@ def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attem
             torch.cuda.synchronize()
         best = min(best, clock() - start)
     return 2 * size**3 / best
+
+
+def start_with_large_pages() -> None:
+    """Start this command again with large pages, as a run has them: torch reads the setting when it is imported."""
+    if LARGE_PAGES not in os.environ:
+        use_large_pages()
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def peak_memory() -> int:

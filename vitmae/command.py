@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
 from vitmae.errors import UserError
+from vitmae.training.allocator import use_large_pages
 from vitmae.training.ending import ABORTED, FAULT, report
 from vitmae.training.launch import RANK_MARKERS, current_launch
 from vitmae.training.run_directory import claim_directory
@@ -58,6 +59,7 @@ def command(
     @wraps(task)
     def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing them
+        use_large_pages()
         before, codes = sys.argv, [0]
         flags, overrides = split_arguments(sys.argv[1:] if arguments is None else arguments)
         arguments = [*flags, *map(quoted, overrides)]  # Hydra wants its flags on one side of the overrides

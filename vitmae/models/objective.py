@@ -13,6 +13,7 @@ from torch import Tensor
 from vitmae.backbones.backbone import Backbone, use_fused_attention
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.training.allocator import keep_freed_memory
 from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
 
 
@@ -77,9 +78,11 @@ class Objective(LightningModule):
         return images * self.std + self.mean
 
     def setup(self, stage: str) -> None:
-        """Pick the attention that is fast here (see `Backbone.use_fused_attention`)."""
-        on_cpu_in_bf16 = self.trainer.strategy.root_device.type == "cpu" and "bf16" in str(self.trainer.precision)
-        use_fused_attention(self, not on_cpu_in_bf16)
+        """Pick the attention (see `Backbone.use_fused_attention`) and the allocator's ways that are fast here."""
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        use_fused_attention(self, not (on_cpu and "bf16" in str(self.trainer.precision)))
+        if on_cpu:
+            keep_freed_memory()
 
     def compile_blocks(self) -> None:
         """torch.compile each transformer block: they share one shape, so one compilation serves all of them."""
