@@ -78,6 +78,17 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(fold(*parts) & _MASK)
 
 
+def seed(key: int, device: torch.device) -> None:
+    """Seed torch's own generators of the CPU and of one device, for library functions that take none.
+
+    The same numbers as after ``torch.manual_seed``. That function also seeds every kind of device there might be; where
+    one is not in use it writes down the call stack for later instead, at each call: milliseconds, and never freed.
+    """
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
+
+
 def permutation(count: int, *parts: int | str) -> Tensor:
     """A random order of ``range(count)``: (count,) int64, a function of the key alone."""
     return torch.randperm(count, generator=generator(*parts))

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitmae.backbones.backbone import Backbone, use_fused_attention
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.randomness import seed
 from vitmae.training.allocator import keep_freed_memory
 from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
 
@@ -92,7 +93,7 @@ class Objective(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; dropout, drop path and mixup draw from the batch's own key, so a resumed run draws the same."""
-        torch.manual_seed(batch.key)
+        seed(batch.key, batch.images.device)
         metrics = self.measure(batch)
         self.last_metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics["loss"]
