@@ -48,6 +48,9 @@ def test_what_is_not_closed_is_refused(text):
         (["out=c", "data.train_fraction=0.1"], "see methods, seeds, labels"),
         (["out=c", "probes=[knnn]"], "'knn'"),
         (["out=c", "evaluate=[lmit=3]"], "did you mean limit?"),
+        (["out=c", "probes=[dense]"], "accuracies of knn"),
+        (["out=c", "train=[trainer.max_epoch=3]"], "did you mean trainer.max_epochs?"),
+        (["out=/dev/null/c", "methods=[scratch]"], "cannot be written"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys, words, said):

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vitmae.atomic import make_folder
 from vitmae.command import call_target, command, compose, split_arguments, store_node
 from vitmae.comparison.plan import Method
 from vitmae.config import check_settings, config_dir
@@ -37,7 +38,6 @@ def compare(
     finetune: list[str],
     scratch: list[str],
     evaluate: list[str],
-    runs: str = "runs",
 ) -> None:
     """Do all that is not yet done, and write the report.
 
@@ -56,7 +56,6 @@ def compare(
         finetune: likewise.
         scratch: likewise.
         evaluate: likewise.
-        runs: not used: a comparison's runs are below ``out``.
 
     Raises:
         UserError: a setting is wrong, or a job failed.
@@ -71,12 +70,12 @@ def compare(
                     scratch, evaluate)  # fmt: skip
     folder = Path(out).expanduser().resolve()
     rows = plan(design, folder)
-    for row in rows:
+    for row in rows[: len(methods)]:  # the other seeds' differ in the seed alone
         for job in (row.pretrain, *row.finetunes):
             if job is not None:
                 _check_training(job.words)
     _check_evaluation(evaluate)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, f"out={out}")
     failures: dict[str, str] = {}
     try:
         for row in carry_out(rows, folder, failures):
@@ -120,6 +119,8 @@ def take_words(arguments: list[str]) -> list[str]:
         key, _, value = override.partition("=")
         if key in _STAGES:
             node[key] = split_words(value)
+        elif key == "train":
+            node.train.extend(split_words(value))
         elif key.lstrip("+~").partition(".")[0] in _TRAINING:
             node.train.append(override)
         else:

@@ -1,12 +1,14 @@
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
 from tests.comparison.parts import finish, planned
 from vitmae.comparison import carry_out as module
 from vitmae.comparison.carry_out import Stopped, best_accuracy, carry_out, chosen, is_done, seconds_of
+from vitmae.errors import UserError
 
 
 class Process:
@@ -80,6 +82,78 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(run):
     assert len(run()[1]) == 8, "what failed is tried again"
 
 
+def test_probes_of_the_untrained_encoder_wait_for_the_run_that_they_read(run):
+    _, started, failures, _ = run({"finetune": 2}, methods=["scratch"], seeds=[0])
+    assert [name for name, _ in started] == ["scratch, seed 0, finetune"]
+    assert len(failures) == 1
+
+
+def test_a_job_that_was_killed_is_not_quoted(run):
+    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps for want of memory"}
+
+
+def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
+    _, rows = planned(tmp_path)
+    for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
+        finish(job)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda words, **given: pytest.fail("another job was started"))
+    with pytest.raises(Stopped):
+        for _ in carry_out(rows, tmp_path, {}):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
+    _, rows = planned(tmp_path)
+    for row in rows:
+        for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers):
+            if job:
+                finish(job)
+    first = carry_out(rows, tmp_path, {})
+    next(first)
+    with pytest.raises(UserError, match="at work there"):
+        next(carry_out(rows, tmp_path, {}))
+    first.close()
+    assert len(list(carry_out(rows, tmp_path, {}))) == len(rows)
+
+
+def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypatch):
+    _, rows = planned(tmp_path)
+    started = []
+
+    class Sleeping(subprocess.Popen):
+        def __init__(self, words, **given):
+            super().__init__(["sleep", "60"], **given)
+            started.append(self)
+
+        def wait(self, timeout=None):
+            raise KeyError("the comparison dies")
+
+    monkeypatch.setattr(module.subprocess, "Popen", Sleeping)
+    with pytest.raises(KeyError):
+        list(carry_out(rows, tmp_path, {}))
+    with pytest.raises(UserError, match="outlived"):
+        list(carry_out(rows, tmp_path, {}))
+    started[0].kill()
+    super(Sleeping, started[0]).wait()
+    with pytest.raises(KeyError):
+        list(carry_out(rows, tmp_path, {}))
+    started[1].kill()
+    super(Sleeping, started[1]).wait()
+
+
+def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with module._Runner(tmp_path, {}):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with module._Runner(tmp_path, {}) as runner:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert runner.is_asked_to_stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_that_was_begun_is_gone_on_with(run, tmp_path):
     _, rows = planned(tmp_path)
     begun = rows[0].finetunes[0].place
@@ -88,11 +162,6 @@ def test_a_run_that_was_begun_is_gone_on_with(run, tmp_path):
     lost = rows[1].pretrain.place
     lost.mkdir(parents=True)
     (lost / "train.log").write_text("no checkpoint yet")
-    words = None
-
-    class Stop(Exception):
-        pass
-
     assert module._arguments(rows[0].finetunes[0]) == [f"ckpt={begun}"]
     words = module._arguments(rows[1].pretrain)
     assert words == rows[1].pretrain.arguments

@@ -83,7 +83,9 @@ def test_each_candidate_rate_is_tried_by_each_method(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"seeds": []}, "seeds"), ({"methods": []}, "methods"), ({"seeds": [1, 1]}, "twice"), ({"labels": 0.0}, "labels"),
-     ({"labels": 1.5}, "labels"), ({"base_lrs": [1e-3, 1e-3]}, "twice")],
+     ({"labels": 1.5}, "labels"), ({"base_lrs": [1e-3, 1e-3]}, "twice"),
+     ({"base_lrs": [0.0]}, "above 0"), ({"seeds": [-1]}, "from 0"), ({"probes": ["knn", "knn"]}, "twice"),
+     ({"probes": ["dense"]}, "accuracies of knn"), ({"probes": ["classifier"]}, "accuracies of knn")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(changed, said):
     with pytest.raises(UserError, match=said):

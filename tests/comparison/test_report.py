@@ -3,11 +3,12 @@ import io
 import re
 
 import pytest
+import torch
 
 from tests.comparison.parts import finish, planned
 from vitmae.comparison.carry_out import chosen
 from vitmae.comparison.report import accuracy_table, commands, cost_table, write_report
-from vitmae.comparison.results import Key, gather
+from vitmae.comparison.results import Key, cost, gather
 from vitmae.figures.reconstruction import reconstruction_figure
 
 
@@ -69,8 +70,6 @@ def test_an_empty_comparison_has_a_page_too(tmp_path):
 
 
 def test_the_page_needs_nothing_beside_it(done, tmp_path):
-    import torch
-
     picture = torch.rand(2, 1, 8, 8)
     figure = reconstruction_figure(picture, picture, picture, picture, "pixels")
     figure.savefig(done[1][1].pretrain.place / "figures" / "reconstruction.png")
@@ -97,3 +96,24 @@ def test_the_csv_holds_every_seed(done, tmp_path):
     lines = list(csv.DictReader(io.StringIO(text)))
     tuned = {(line["method"], line["seed"]): float(line["accuracy"]) for line in lines if line["probe"] == "fine-tuning"}
     assert tuned == pytest.approx({("scratch", "0"): 0.5, ("scratch", "1"): 0.6, ("mae", "0"): 0.7, ("mae", "1"): 0.8})
+
+
+def test_validation_images_are_not_called_test_images(tmp_path):
+    design, rows = planned(tmp_path, common=["data=folder", "data.path=a b"])
+    for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
+        finish(job, split="val")
+    for file in write_report(design, rows, gather(rows, tmp_path), tmp_path)[:2]:
+        page = file.read_text()
+        assert "400 validation images" in page
+        assert "too good" in page
+        assert "Test accuracy" not in page
+        assert "data=folder" in page, "what all runs share"
+
+
+def test_parameters_are_those_of_the_runs_own_classes(done, tmp_path):
+    job = done[1][0].finetunes[0]
+    seven = cost(job, tmp_path).parameters
+    torch.save({"state_dict": {"head.bias": torch.zeros(9)}}, job.place / "checkpoints" / "last.ckpt")
+    assert cost(job, tmp_path).parameters - seven == 2 * (16 + 1)
+    (job.place / "checkpoints" / "last.ckpt").unlink()
+    assert cost(job, tmp_path).parameters < seven

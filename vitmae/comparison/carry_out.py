@@ -6,10 +6,12 @@
     folder/logs/<job>.json        seconds it took, over all attempts
 
 A job that fails does not stop the others; those that need it are left out. An interruption is handed to the job that
-runs, which saves; the same command then goes on.
+runs, which saves; the same command then goes on. A job outlives the comparison if that is killed: so the folder is
+locked by both, and one who comes back early is told to wait instead of training the same run twice.
 """
 
 import csv
+import fcntl
 import json
 import logging
 import os
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from vitmae.atomic import atomic_write
 from vitmae.comparison.plan import Job, Row
+from vitmae.errors import UserError
 from vitmae.training.ending import INTERRUPTED, short
 from vitmae.training.run_directory import read_summary
 
@@ -42,13 +45,15 @@ def carry_out(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> It
 
     Raises:
         Stopped: if a signal asked to stop.
+        UserError: another process is at work in the folder.
     """
     count, total = 0, sum(len(_jobs(row)) + 1 for row in rows)
     with _Runner(folder, failures) as run:
         for row in rows:
             for job in _jobs(row):
                 count += 1
-                if row.pretrain in (None, job) or is_done(row.pretrain):
+                needed = _needed(row, job)
+                if needed is None or is_done(needed):
                     run(job, f"[{count}/{total}]")
             count += 1
             if (best := chosen(row)) is not None:
@@ -59,6 +64,13 @@ def carry_out(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> It
 def _jobs(row: Row) -> list[Job]:
     """All but the evaluation on the test split, which is known when these are done."""
     return [job for job in (row.pretrain, *row.finetunes, row.probes) if job is not None]
+
+
+def _needed(row: Row, job: Job) -> Job | None:
+    """What has to be done before: the pre-training; from scratch, for probes, the run whose weights were fresh."""
+    if row.pretrain is not None:
+        return None if job is row.pretrain else row.pretrain
+    return row.finetunes[0] if job is row.probes else None
 
 
 def is_done(job: Job) -> bool:
@@ -104,16 +116,30 @@ class _Runner:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "_Runner":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._on_signal)
+        self.lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            raise UserError(f"out={self.folder}: a comparison is at work there, or a job that has outlived one: wait "
+                            "until it has ended, or end it") from None
+        except OSError:  # a file system without locks
+            _log.debug("%s cannot be locked", self.folder)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.lock.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.is_asked_to_stop = True
+        self._hand_on()
+
+    def _hand_on(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
@@ -121,6 +147,8 @@ class _Runner:
         if is_done(job):
             _log.info("%s %s: done before", place, job.name)
             return
+        if self.is_asked_to_stop:  # between two jobs
+            raise Stopped
         _log.info("%s %s", place, job.name)
         log = self.folder / "logs" / f"{job.place.stem}-{job.module}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -130,15 +158,25 @@ class _Runner:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"vitmae.{job.module}", *_arguments(job)],
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=dict(os.environ),
+                pass_fds=[self.lock.fileno()],
             )  # fmt: skip
+            if self.is_asked_to_stop:  # while it was being started
+                self._hand_on()
             code = self.process.wait()
         _add_seconds(_record(job, self.folder), time.perf_counter() - start)
         if self.is_asked_to_stop or code == INTERRUPTED:
             raise Stopped
         if code != 0:
-            reason = log.read_text(errors="replace").strip().splitlines()[-1:] or [f"ended with {code}"]
-            self.failures[job.place.name] = reason[0].removeprefix("error: ")
+            self.failures[job.place.name] = _reason(log, code)
             _log.error("%s failed: %s (%s)", job.name, self.failures[job.place.name], short(log))
+
+
+def _reason(log: Path, code: int) -> str:
+    """Why a job failed: what it said last, unless it was killed and could say nothing."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}" + ", perhaps for want of memory" * (code == -signal.SIGKILL)
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"ended with {code}"
 
 
 def _arguments(job: Job) -> list[str]:

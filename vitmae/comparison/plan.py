@@ -26,6 +26,8 @@ Stage = Literal["pretrain", "probes", "finetune", "classifier"]
 _OWN = ("model", "seed", "ckpt", "probe", "encoder", "split", "out", "backbone.weights", "data.train_fraction",
         "hydra.run.dir")  # fmt: skip
 """Words that tell the jobs of a comparison apart: they are not the user's to set."""
+PROBES = ("knn", "linear", "logistic", "fewshot", "attentive")
+"""Probes of a frozen encoder that say an accuracy, which is what a comparison shows."""
 Module = Literal["train", "evaluate"]
 
 MODELS: dict[str, str] = {"masked_patch": "masked_patch", "mae": "mae", "supervised": "vit"}
@@ -113,12 +115,20 @@ class Design:
                 if word.lstrip("+~").partition("=")[0] in _OWN:
                     setting = "" if name == "common" else f"{name}="
                     raise UserError(f"{setting}{word}: a comparison sets that itself, see methods, seeds, labels, out")
-        for name, values in (("methods", self.methods), ("seeds", self.seeds), ("base_lrs", self.base_lrs)):
+        for name, values in (("methods", self.methods), ("seeds", self.seeds), ("base_lrs", self.base_lrs),
+                             ("probes", self.probes)):  # fmt: skip
             if len(set(values)) < len(values):
                 raise UserError(f"{name}={list(values)}: one of them is there twice")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values:
                 raise UserError(f"{name}=[]: at least one is wanted")
+        if other := [probe for probe in self.probes if probe not in PROBES]:
+            raise UserError(f"probes={other}: a comparison shows the accuracies of {', '.join(PROBES)}: ask for "
+                            "others by vitmae.evaluate on its runs")
+        for name, values, wanted in (("seeds", [seed for seed in self.seeds if seed < 0], "whole numbers from 0"),
+                                     ("base_lrs", [rate for rate in self.base_lrs if not rate > 0], "above 0")):
+            if values:
+                raise UserError(f"{name}={values}: {wanted} are wanted")
         if not 0 < self.labels <= 1:
             raise UserError(f"labels={self.labels}: a share in (0, 1] is wanted")
 

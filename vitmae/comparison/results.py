@@ -97,6 +97,7 @@ class Results:
         curves: by method and stage: metric -> for each seed, (epoch, value) pairs.
         pictures: by method, a reconstruction panel of its first seed.
         missing: names of the jobs that are not done.
+        splits: which images were scored: test, or val of a set that has no test split.
     """
 
     methods: Sequence[Method]
@@ -105,6 +106,7 @@ class Results:
     curves: Mapping[tuple[Method, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]]
     pictures: Mapping[Method, Path]
     missing: Sequence[str]
+    splits: frozenset[str]
 
 
 def gather(rows: Sequence[Row], folder: Path) -> Results:
@@ -119,11 +121,14 @@ def gather(rows: Sequence[Row], folder: Path) -> Results:
     curves: dict[tuple[Method, str], dict[str, list[Sequence[tuple[float, float]]]]] = {}
     pictures: dict[Method, Path] = {}
     missing: list[str] = []
+    splits: set[str] = set()
     for row in rows:
         best = chosen(row)
         for job in (row.probes, best):
             if job is not None and is_done(job):
-                for score in scoring.read(job.place)[0]:
+                scores, about = scoring.read(job.place)
+                splits.add(about.get("split", "test"))
+                for score in scores:
                     if (key := _line(score)) is not None:
                         found.setdefault(key, {}).setdefault(row.method, {})[row.seed] = score
         tuned = row.finetunes[row.classifiers.index(best)] if best else None
@@ -139,7 +144,8 @@ def gather(rows: Sequence[Row], folder: Path) -> Results:
         missing += [job.name for job in jobs if not is_done(job)]
     methods = list(dict.fromkeys(row.method for row in rows))
     table = {key: {method: _cell(by_seed) for method, by_seed in by_method.items()} for key, by_method in found.items()}
-    return Results(methods, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing)
+    return Results(methods, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing,
+                   frozenset(splits))  # fmt: skip
 
 
 def _line(score: Score) -> Key | None:
@@ -183,12 +189,21 @@ def cost(job: Job, folder: Path) -> Cost:
     channels = settings["data"]["in_chans"]
     model = dict(settings["model"])
     if "num_classes" in model and model["num_classes"] is None:
-        model["num_classes"] = 2  # the head's share of the products is not worth finding out
+        model["num_classes"] = _num_classes(job.place)
     with torch.device("meta"):
         backbone = build({**settings["backbone"], "img_size": list(pair(settings["data"]["img_size"]))})
         objective = build(model, backbone=backbone, mean=[0.5] * channels, std=[0.5] * channels)
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     return Cost(images, images * float(training_flops(objective)), seconds_of(job, folder), trained)
+
+
+def _num_classes(run: Path) -> int:
+    """Of a run whose settings left it to the data: the rows of its head, without reading the rest of the file."""
+    file = run / "checkpoints" / "last.ckpt"
+    if not file.is_file():  # deleted since, to make room: then the head counts for one class
+        return 1
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return len(content["state_dict"]["head.bias"])
 
 
 def curve(run: Path) -> dict[str, list[tuple[float, float]]]:

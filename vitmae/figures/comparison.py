@@ -8,12 +8,15 @@ from matplotlib.patches import Patch
 COLOURS = ("#4c566a", "#d08770", "#2e7d6b", "#5e81ac", "#b48ead")
 
 
-def accuracy_figure(values: Mapping[str, Mapping[str, Sequence[float]]], methods: Sequence[str]) -> Figure:
+def accuracy_figure(
+    values: Mapping[str, Mapping[str, Sequence[float]]], methods: Sequence[str], scored: str = "test"
+) -> Figure:
     """A line per probe, a point per seed and a bar at the mean, a colour per method.
 
     Args:
         values: by probe, by method: the accuracy of each seed, in [0, 1].
         methods: in the order of the bars.
+        scored: which images were, for the axis.
     """
     figure = Figure(figsize=(8, 0.15 * len(values) * (len(methods) + 1) + 1), layout="constrained")
     axis = figure.subplots()
@@ -29,7 +32,7 @@ def accuracy_figure(values: Mapping[str, Mapping[str, Sequence[float]]], methods
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.tick_params(labelsize=8)
-    axis.set_xlabel("test accuracy, %")
+    axis.set_xlabel(f"{scored} accuracy, %")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     handles = [Patch(color=COLOURS[place % len(COLOURS)], alpha=0.45) for place in range(len(methods))]
