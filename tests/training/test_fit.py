@@ -56,6 +56,15 @@ def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
     assert not any(kind == "train" for kind, *_ in objective.trace)
 
 
+def test_a_run_is_profiled_only_if_it_asks_for_it_and_otherwise_makes_no_contexts(tmp_path):
+    plain, profiled = Weights(), Weights()
+    run_fit(new_run(tmp_path / "plain"), plain, max_epochs=1)
+    first, second = (plain.trainer.profiler.profile(name) for name in ("a", "b"))
+    assert first is second
+    run_fit(new_run(tmp_path / "profiled"), profiled, max_epochs=1, profiler="simple")
+    assert "run_training_epoch" in profiled.trainer.profiler.summary()
+
+
 def test_settings_that_do_not_fit_each_other_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^trainer: .*devices") as error:
         run_fit(new_run(tmp_path), devices=0)
