@@ -1,6 +1,8 @@
 """`python -m vitmae.evaluate` from the command line on."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -71,6 +73,16 @@ def test_other_images_are_seen_at_the_checkpoints_size_and_in_its_channels(place
         (["ckpt=last", "limit=0"], "at least one image"),
         (["ckpt=last", "backbone=vit_base"], "backbone"),
         (["ckpt=last", "fewshot.shots=[500]", "probe=fewshot"], "the smallest class has"),
+        (["ckpt=last", "fewshot.shots=[0]"], "whole numbers from 1"),
+        (["ckpt=last", "device=foo"], "device=foo"),
+        (["ckpt=last", "precision=16-mixed"], "'bf16-mixed'"),
+        (["ckpt=last", "probe=[]"], "at least one is wanted"),
+        (["ckpt=last", "probe=classifier", "encoder=untrained"], "fresh weights have no classifier"),
+        (["ckpt=last", "out=/dev/null/a.json"], "out=/dev/null/a.json cannot be written"),
+        (["ckpt=last", "features=/dev/null/a"], "features=/dev/null/a cannot be written"),
+        (["ckpt=last", "seed=-1"], "seed=-1"),
+        (["-m", "ckpt=a,b"], "cannot sweep"),
+        (["ckpt=last", "data.img_size=9"], "choose a multiple"),
     ],
 )
 def test_a_mistake_is_one_line(place, capsys, words, said):
@@ -90,3 +102,29 @@ def test_probes_that_need_labels_refuse_images_without(place, capsys):
     done = run_command(evaluate.main, "ckpt=last", *words, capsys=capsys)
     assert (done.code, done.err) == (0, "")
     assert "RankMe" in done.out
+
+
+def test_fewer_labelled_images_than_the_run_had_in_a_batch_are_enough(place, capsys):
+    words = ["probe=knn", "knn.ks=[1]", "data.train_fraction=0.03", "out=a.json"]
+    done = run_command(evaluate.main, "ckpt=last", *words, capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    assert json.loads((place / "a.json").read_text())["images"]["train"] < 64
+
+
+def test_what_is_said_of_the_images_is_what_is_done(place, capsys):
+    done = run_command(evaluate.main, "ckpt=last", "probe=knn", "split=val", "limit=50", "out=a.json", capsys=capsys)
+    assert "345 images train, 10% of these choose, 288 are scored (val split), at 8 x 8; at most 50" in done.out
+    assert {score["num_images"] for score in json.loads((place / "a.json").read_text())["scores"]} == {50}
+
+
+def test_a_classifier_scored_by_the_images_that_chose_it_is_said_to_be(place, capsys):
+    digits_run(place / "runs" / "vit", "vit", num_classes=10)
+    words = ["ckpt=runs/vit", "probe=classifier", "out=a.json"]
+    assert "flatters" in run_command(evaluate.main, *words, "split=val", capsys=capsys).out
+    assert "flatters" not in run_command(evaluate.main, *words, capsys=capsys).out
+
+
+def test_settings_are_shown_before_anything_heavy_is_imported():
+    code = ("import sys; from vitmae import evaluate; assert evaluate.main(['--cfg', 'job']) == 0; "
+            "sys.exit('torch' in sys.modules)")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, split_arguments, store_node
+from vitmae.command import call_target, command, require_at_least, split_arguments, store_node
 from vitmae.config import config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.names import Probe
@@ -31,7 +31,7 @@ def evaluate(
     limit: int | None = None,
     token_images: int | None = 5000,
     seed: int = 0,
-    precision: str | int = "auto",
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     features: str | None = None,
     out: str | None = None,
@@ -61,15 +61,20 @@ def evaluate(
         runs: where ``ckpt=last`` looks.
 
     Raises:
-        UserError: the checkpoint, the data and the probes do not fit each other.
+        UserError: the checkpoint, the data and the probes do not fit each other, or a place cannot be written.
     """
+    require_at_least(0, seed=seed)
+    if out is not None and Path(out).suffix != ".json":
+        raise UserError(f"out={out}: a .json file is wanted; Markdown and CSV are written beside it")
+
     import torch
 
+    from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
     from vitmae.evaluation import scores as scoring
     from vitmae.evaluation.choice import choose_probes, choose_split, read_saved
-    from vitmae.evaluation.encoder import Encoder, FeatureStore
-    from vitmae.evaluation.probes import Classifier, CollapseMonitors, Sets
+    from vitmae.evaluation.encoder import Encoder, FeatureStore, find_device
+    from vitmae.evaluation.probes import VAL_FRACTION, Classifier, CollapseMonitors, Sets
     from vitmae.inference.model import find_model
     from vitmae.training.ending import short
     from vitmae.training.fit import resolve_precision
@@ -80,18 +85,19 @@ def evaluate(
     scored = choose_split(data, split)
     probes = {"knn": knn, "linear": linear, "logistic": logistic, "fewshot": fewshot, "attentive": attentive,
               "dense": dense, "collapse": CollapseMonitors(), "classifier": Classifier()}  # fmt: skip
-    names = choose_probes(probe, data, saved, most_logistic=logistic.max_images)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    names = choose_probes(probe, data, saved, most_logistic=logistic.max_images, encoder=encoder)
+    place = find_device(device)
     autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
     root = Path(features).expanduser() if features else cache_dir() / "features"
     path = Path(out).expanduser() if out else (
         own.home(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")  # fmt: skip
-    if path.suffix != ".json":
-        raise UserError(f"out={out}: a .json file is wanted; Markdown and CSV are written beside it")
-
-    _log.info("%s: %d images train, %d choose, %d are scored (%s split), at %d x %d", short(saved.path.resolve()),
-              data.num_train, data.num_val, data.num_test if scored == "test" else data.num_val, scored,
-              *data.img_size)  # fmt: skip
+    make_folder(path.parent, f"out={path}")                                  # before hours are spent
+    make_folder(root, f"features={root}")
+    images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
+    choosing = f"{data.num_val} choose" if scored == "test" else f"{VAL_FRACTION:.0%} of these choose"
+    _log.info("%s on %s: %d images train, %s, %d are scored (%s split), at %d x %d%s", short(saved.path.resolve()),
+              place, data.num_train, choosing, images[scored], scored, *data.img_size,
+              "" if limit is None else f"; at most {limit} of each split")  # fmt: skip
     found: list[scoring.Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
         frozen = Encoder(
@@ -106,24 +112,28 @@ def evaluate(
             if not (which == "untrained" and name == "classifier"):
                 found += probes[name].run(sets)
     about = {"checkpoint": str(saved.path.resolve()), "objective": saved.objective, "split": scored, "seed": seed,
-             "images": {"train": data.num_train, "val": data.num_val, "test": data.num_test},
+             "images": images, "limit": limit,
              "img_size": list(data.img_size), "precision": "bf16-mixed" if autocast else "32-true",
              "command": sys.argv[1:]}  # fmt: skip
     written = scoring.write(path, found, about)
     _log.info("\n%s\n", scoring.as_text(found))
     if any(score.is_chosen for score in found):
         _log.info("* the best k on the validation images")
+    if "classifier" in names and scored == "val":
+        _log.info("classifier: its checkpoint was chosen on the validation images that score it, which flatters it")
     _log.info("%s", "  ".join(str(short(file.resolve())) for file in written))
 
 
 def fill_in_data(arguments: list[str]) -> list[str]:
     """Put the images' settings in place: those of the run, or of ``data=<choice>``; sizes are the checkpoint's."""
-    from vitmae.evaluation.data_settings import of_choice, of_run
-
     flags, overrides = split_arguments(arguments)
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     if "ckpt" not in given:
         return arguments
+    if {"-m", "--multirun"} & set(flags):
+        raise UserError("evaluate looks at one checkpoint and cannot sweep with -m: run it once for each")
+    from vitmae.evaluation.data_settings import of_choice, of_run  # heavy: --cfg job answers without it
+
     choice = given.get("data")
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
     settings = of_run(given["ckpt"].strip("'\""), given.get("runs", "runs"))

@@ -17,11 +17,11 @@ DATA = {
 }  # fmt: skip
 
 
-def digits_run(folder, kind="mae", **model):
+def digits_run(folder, kind="mae", classes="0123456789", **model):
     """A run directory with one checkpoint."""
     config = settings(kind, DIGITS, **model) | {"data": DATA, "seed": 3}
     made = build(kind, DIGITS, **model)
-    save_checkpoint(folder / "checkpoints" / "last.ckpt", made, config, class_names=list("0123456789"))
+    save_checkpoint(folder / "checkpoints" / "last.ckpt", made, config, class_names=list(classes))
     return folder
 
 

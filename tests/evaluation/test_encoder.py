@@ -3,8 +3,11 @@ import torch
 
 import vitmae
 from tests.evaluation.parts import digits_data, digits_run, sets_of
+from tests.weights.parts import build, save_checkpoint, settings
+from vitmae.config import build as build_node
 from vitmae.errors import UserError
-from vitmae.evaluation.encoder import Encoder
+from vitmae.evaluation.data_settings import of_run
+from vitmae.evaluation.encoder import Encoder, find_device
 from vitmae.weights import own
 
 
@@ -29,12 +32,11 @@ def test_a_set_is_encoded_once(run, tmp_path, monkeypatch):
 
 
 def test_pooled_features_come_with_the_patch_tokens_where_those_are_made(run, tmp_path, monkeypatch):
-    store = sets_of(run, tmp_path / "cache", token_images=1000).store
+    store = sets_of(run, tmp_path / "cache", token_images=1000).store      # more than there are: it is all of them
     tokens = store("val", patches=True)
     assert len(tokens) == 288
     assert tokens.patches.shape[1:] == (16, 16)
     other = sets_of(run, tmp_path / "cache", token_images=None).store
-    other("val", patches=True)
     monkeypatch.setattr(Encoder, "encode", lambda *given: pytest.fail("encoded again"))
     pooled = other("val")
     assert pooled.patches is None
@@ -92,3 +94,26 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
 def test_a_limit_that_leaves_nothing_is_refused(run, tmp_path, limits):
     with pytest.raises(UserError, match="at least one image"):
         sets_of(run, tmp_path, **limits)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert find_device("cpu") == torch.device("cpu")
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(UserError, match=f"device={device}"):
+            find_device(device)
+
+
+def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):
+    """Drawn at the model's size they are whole, also from 96 to 224 pixels, where photographs lose an eighth."""
+    source = {"_target_": "vitmae.data.shapes.Shapes", "num_train": 16, "num_val": 8, "num_test": 8}
+    backbone = {"img_size": [96, 96], "in_chans": 3, "patch_size": 48, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    data = {"_target_": "vitmae.data.datamodule.ImageData", "source": source, "img_size": 96, "in_chans": 3,
+            "batch_size": 4, "num_workers": 0}  # fmt: skip
+    made = build("mae", backbone)
+    save_checkpoint(tmp_path / "checkpoints" / "last.ckpt", made, settings("mae", backbone) | {"data": data, "seed": 0})
+    images = []
+    for node in (data, of_run(str(tmp_path), "runs")):
+        prepared = build_node(node)
+        prepared.prepare()
+        images.append(next(iter(prepared.evaluation_dataloader("val"))).images)
+    assert torch.equal(*images)

@@ -20,6 +20,8 @@ from vitmae.evaluation.probes import (
     _Augmented,
 )
 from vitmae.probes.features import Features
+from vitmae.weights import own
+from vitmae.weights.write import write_weights
 
 SHORT = {"epochs": 2, "warmup_epochs": 1}
 ALL = [KNN(), Linear(**SHORT), Logistic(cs=[1.0]), FewShot(shots=[1, 5]), Attentive(base_lrs=[1e-2], **SHORT)]
@@ -81,9 +83,11 @@ def test_knn_marks_the_k_that_the_validation_images_prefer(run, cache):
     assert [score.is_chosen for score in scores] == [k == max(accuracies, key=accuracies.get) for k in (1, 5, 100)]
 
 
-def test_fewshot_leaves_out_what_the_smallest_class_does_not_have(run, cache):
+def test_fewshot_leaves_out_what_the_smallest_class_does_not_have_and_says_so(run, cache, caplog):
     data = digits_data(train_fraction=0.06)
-    scores = FewShot(shots=[1, 5, 1000]).run(sets_of(run, cache, data=data))
+    with caplog.at_level("INFO"):
+        scores = FewShot(shots=[1, 5, 1000]).run(sets_of(run, cache, data=data))
+    assert "1000 shots are left out" in caplog.text
     assert {score.setting["shots"] for score in scores} == {1, 5}
     with pytest.raises(UserError, match="the smallest class has"):
         FewShot(shots=[1000]).run(sets_of(run, cache, data=data))
@@ -142,9 +146,49 @@ def test_a_classifier_is_scored_by_its_own_head(tmp_path, cache):
 def test_a_classifier_of_other_classes_is_refused(run, tmp_path, cache):
     with pytest.raises(UserError, match="fine-tune it"):
         Classifier().run(sets_of(run, cache))
-    other = digits_run(tmp_path / "run", "vit", num_classes=7)
-    with pytest.raises(UserError, match="knows 7 classes, and the data has 10"):
+    other = digits_run(tmp_path / "run", "vit", classes="0123456", num_classes=7)
+    with pytest.raises(UserError, match=r"knows 7 classes \(0, 1, 2, …\), and the data has 10"):
         Classifier().run(sets_of(other, cache))
+    named = digits_run(tmp_path / "named", "vit", classes="abcdefghij", num_classes=10)
+    with pytest.raises(UserError, match=r"knows 10 classes \(a, b, c, …\)"):
+        Classifier().run(sets_of(named, cache))
+
+
+def test_a_classifier_with_room_for_more_classes_is_scored(tmp_path, cache):
+    run = digits_run(tmp_path / "run", "vit", num_classes=12)
+    assert Classifier().run(sets_of(run, cache))[0].num_images == 360
+
+
+def test_an_encoder_alone_has_no_classifier(tmp_path, cache):
+    saved = own.read(digits_run(tmp_path / "run", "vit", num_classes=10))
+    write_weights(saved, "bundle", "encoder", tmp_path / "bundle")
+    with pytest.raises(UserError, match="fine-tune it with model=vit"):
+        Classifier().run(sets_of(tmp_path / "bundle", cache))
+
+
+@pytest.mark.parametrize(
+    ("probe", "settings", "said"),
+    [
+        (KNN, {"ks": []}, "knn.ks"), (KNN, {"ks": [0, 5]}, "knn.ks"), (KNN, {"temperature": 0.0}, "knn.temperature"),
+        (Linear, {"batch_size": 0}, "linear.batch_size"), (Linear, {"epochs": 5}, "linear.warmup_epochs"),
+        (Linear, {"base_lrs": [-1.0]}, "linear.base_lrs"), (Logistic, {"cs": []}, "logistic.cs"),
+        (Logistic, {"cs": [-1.0]}, "logistic.cs"), (Logistic, {"val_fraction": 1.5}, "logistic.val_fraction"),
+        (FewShot, {"shots": [0]}, "fewshot.shots"), (FewShot, {"seeds": []}, "fewshot.seeds"),
+        (FewShot, {"l2": 0.0}, "fewshot.l2"), (Attentive, {"base_lrs": []}, "attentive.base_lrs"),
+        (Attentive, {"num_heads": 0}, "attentive.num_heads"), (Attentive, {"batch_size": 0}, "attentive.batch_size"),
+        (Dense, {"epochs": 0, "warmup_epochs": 0}, "dense.epochs"), (Dense, {"batch_size": 0}, "dense.batch_size"),
+    ],
+)  # fmt: skip
+def test_what_no_probe_can_do_is_refused_before_images_are_read(probe, settings, said):
+    with pytest.raises(UserError, match=said):
+        probe(**settings)
+
+
+@pytest.mark.parametrize("loaded", [20, 64, 300])
+def test_an_augmented_epoch_has_its_steps_however_images_are_loaded(run, cache, loaded):
+    sets = sets_of(run, cache, data=digits_data(batch_size=loaded))
+    batches = list(_Augmented(sets, sets.data.num_train, 32, epochs=2))
+    assert len(batches) == 2 * (sets.data.num_train // 32)
 
 
 @pytest.mark.parametrize("scored", ["test", "val"])

@@ -166,7 +166,7 @@ class ImageData(LightningDataModule):
         refuse_lost_classes(self._train, splits.class_names)
         if not self.num_val:
             raise UserError("no image is left to validate on: raise data.val_fraction")
-        if self.batch_size > self.num_train:
+        if self.drop_last and self.batch_size > self.num_train:
             raise UserError(f"data.batch_size={self.batch_size} is more than the {self.num_train} training images: "
                             "lower it")
         if self.skipped:

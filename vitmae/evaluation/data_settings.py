@@ -14,7 +14,8 @@ from vitmae.weights import own
 def of_run(ckpt: str, runs: str) -> dict[str, Any]:
     """The `data` settings that a checkpoint was trained with.
 
-    Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway.
+    Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway. The share that a
+    centre crop keeps is left as the run had it, so that images are seen as in the run's own validation.
 
     Raises:
         UserError: there is no such checkpoint, or it does not say.
@@ -27,7 +28,7 @@ def of_run(ckpt: str, runs: str) -> dict[str, Any]:
         **saved.settings["data"],
         "img_size": list(pair(saved.settings["backbone"]["img_size"])),
         "in_chans": saved.settings["backbone"]["in_chans"],
-        "crop_pct": own.crop_pct(saved.settings),
+        "crop_pct": saved.settings["data"].get("crop_pct"),
         "stats": {"mean": mean, "std": std},
         "drop_last": False,  # a probe that is trained on augmented images trains on all of them
     }

@@ -21,11 +21,26 @@ from vitmae.probes import store
 from vitmae.probes.features import Features, extract_batches
 from vitmae.tokens.patches import Size, pair
 from vitmae.weights import own
+from vitmae.weights.files import first_line
 from vitmae.weights.load import load_weights
 
 Split = Literal["train", "val", "test"]
 
 _log = logging.getLogger(__name__)
+
+
+def find_device(device: str | None) -> torch.device:
+    """The device that a setting means; None is the GPU if there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without CUDA asserts
+        raise UserError(f"device={device}: {first_line(error)}; leave it out, or take cpu") from error
+    return found
 
 
 class Encoder:
@@ -40,6 +55,7 @@ class Encoder:
 
     Attributes:
         name: "trained" or "untrained".
+        saved: what was read.
         objective: the LightningModule, in eval mode, without gradients.
         backbone: its encoder.
 
@@ -56,7 +72,7 @@ class Encoder:
         autocast: torch.dtype | None = None,
         device: torch.device,
     ) -> None:
-        self.name = "untrained" if untrained else "trained"
+        self.name, self.saved = "untrained" if untrained else "trained", saved
         trained_size = pair(saved.settings["backbone"]["img_size"])
         if img_size is not None and img_size != trained_size:
             backbone = {**saved.settings["backbone"], "img_size": list(img_size)}
@@ -115,12 +131,13 @@ class FeatureStore:
         self.encoder, self.data, self.root = encoder, data, root
         self.limit, self.token_images = limit, token_images
         self._weights = store.hash_weights(encoder.backbone)
+        self._fingerprints: dict[tuple[Split, int | None], str] = {}
 
     def __call__(self, split: Split, patches: bool = False) -> Features:
         """The features of a split, memory-mapped: (M, D) per pooling, with ``patches`` also (M, N, D)."""
         limit = self._token_limit if patches else self.limit
         content = self._content(split, limit, patches)
-        if not patches and self._token_limit == limit:  # they may have been made together with the patch tokens
+        if not patches:  # they may have been made together with the patch tokens of the same images
             features = store.read(self.root, self._content(split, limit, True))
             if features is not None:
                 return replace(features, patches=None)
@@ -129,12 +146,14 @@ class FeatureStore:
 
     def _content(self, split: Split, limit: int | None, patches: bool) -> store.Content:
         backbone, normalization = self.encoder.backbone, self.encoder.objective
+        if (split, limit) not in self._fingerprints:  # of a set in memory, a hash of all pixels
+            self._fingerprints[split, limit] = self.data.fingerprint(split, limit)
+        name = self.encoder.saved.settings["backbone"].get("name")  # of two that differ in what is no weight
         return store.Content(
             weights=self._weights,
-            data=self.data.fingerprint(split, limit),
+            data=self._fingerprints[split, limit],
             transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],
-            model=[type(backbone).__name__, backbone.num_heads, str(self.encoder.autocast),
-                   patches],
+            model=[type(backbone).__name__, name, backbone.num_heads, str(self.encoder.autocast), patches],
         )  # fmt: skip
 
     def masks(self, split: Split) -> Tensor:

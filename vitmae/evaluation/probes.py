@@ -5,6 +5,7 @@
 Each class is a section of conf/evaluate.yaml. What a probe computes is in `vitmae/probes/`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
+from vitmae.evaluation.choice import require_same_classes
 from vitmae.evaluation.encoder import Encoder, FeatureStore, Split
 from vitmae.evaluation.scores import Score, of_probe
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
 from vitmae.probes.features import Features, stratified_split
+
+_log = logging.getLogger(__name__)
 
 VAL_FRACTION = 0.1
 """Of the training images, where it is the validation split that is scored."""
@@ -59,6 +63,17 @@ class Sets:
         return None if self.scored == "test" else stratified_split(labels, VAL_FRACTION, self.seed, "evaluate")
 
 
+def _require(condition: bool, setting: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"{setting}={value}: {wanted} wanted")
+
+
+def _require_sweep(probe: str, base_lrs: Sequence[float], epochs: int, warmup_epochs: int) -> None:
+    _require(bool(base_lrs) and min(base_lrs) > 0, f"{probe}.base_lrs", base_lrs, "numbers above 0 are")
+    _require(epochs >= 1, f"{probe}.epochs", epochs, "at least 1 is")
+    _require(0 <= warmup_epochs < epochs, f"{probe}.warmup_epochs", warmup_epochs, f"fewer than epochs={epochs} are")
+
+
 class Probe(Protocol):
     """A section of the settings."""
 
@@ -77,6 +92,11 @@ class KNN:
 
     ks: Sequence[int] = knn.KS
     temperature: float = knn.TEMPERATURE
+
+    def __post_init__(self) -> None:
+        """Say early what cannot be, as in the probes that follow."""
+        _require(bool(self.ks) and min(self.ks) >= 1, "knn.ks", self.ks, "whole numbers from 1 are")
+        _require(self.temperature > 0, "knn.temperature", self.temperature, "a number above 0 is")
 
     def run(self, sets: Sets) -> list[Score]:
         """Classify by neighbours among the training images."""
@@ -110,6 +130,10 @@ class Linear:
     batch_size: int = linear.BATCH_SIZE
     augment: bool = False
 
+    def __post_init__(self) -> None:
+        _require_sweep("linear", self.base_lrs, self.epochs, self.warmup_epochs)
+        _require(self.batch_size >= 2, "linear.batch_size", self.batch_size, "at least 2 is")
+
     def run(self, sets: Sets) -> list[Score]:
         """Train all heads, choose by pooling, and score the chosen."""
         train, val, test = sets.features()
@@ -141,7 +165,7 @@ class _Augmented:
             for part in self.sets.encoder.encode(loader):
                 vectors.append(torch.stack(list(part.pooled.values())))            # (P, b, D)
                 labels.append(part.labels)
-                if sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
+                while sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
                     every, named = torch.cat(vectors, 1), torch.cat(labels)
                     batch = every[:, : self.batch_size], named[: self.batch_size]
                     yield batch[0].to(self.sets.device), batch[1].to(self.sets.device)
@@ -162,6 +186,10 @@ class Logistic:
     cs: Sequence[float] = logistic.CS
     val_fraction: float = 0.2
     max_images: int = 20_000
+
+    def __post_init__(self) -> None:
+        _require(bool(self.cs) and min(self.cs) > 0, "logistic.cs", self.cs, "numbers above 0 are")
+        _require(0 < self.val_fraction < 1, "logistic.val_fraction", self.val_fraction, "a share between 0 and 1 is")
 
     def run(self, sets: Sets) -> list[Score]:
         """Fit to the optimum."""
@@ -184,13 +212,22 @@ class FewShot:
     seeds: Sequence[int] = (0, 1, 2)
     l2: float = fewshot.L2
 
+    def __post_init__(self) -> None:
+        _require(bool(self.shots) and min(self.shots) >= 1, "fewshot.shots", self.shots, "whole numbers from 1 are")
+        _require(bool(self.seeds), "fewshot.seeds", self.seeds, "at least one seed is")
+        _require(self.l2 > 0, "fewshot.l2", self.l2, "a number above 0 is")
+
     def run(self, sets: Sets) -> list[Score]:
         """Solve for every number of shots and every draw."""
         train, _, test = sets.features()
         most = int(train.labels.unique(return_counts=True)[1].min())
         shots = [count for count in self.shots if count <= most]
         if not shots:
-            raise UserError(f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images")
+            raise UserError(f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
+                            "ask for as many, or raise data.train_fraction")
+        if left_out := sorted(set(self.shots) - set(shots)):
+            _log.info("few-shot: %s shots are left out, the smallest class has %d training images",
+                      ", ".join(map(str, left_out)), most)
         results = fewshot.fewshot(train, test, shots=shots, seeds=self.seeds, l2=self.l2)
         return [of_probe(sets.encoder.name, result) for by_shots in results.values() for result in by_shots.values()]
 
@@ -212,6 +249,11 @@ class Attentive:
     warmup_epochs: int = attentive.WARMUP_EPOCHS
     batch_size: int = attentive.BATCH_SIZE
     num_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_sweep("attentive", self.base_lrs, self.epochs, self.warmup_epochs)
+        _require(self.batch_size >= 1, "attentive.batch_size", self.batch_size, "at least 1 is")
+        _require(self.num_heads is None or self.num_heads >= 1, "attentive.num_heads", self.num_heads, "at least 1 is")
 
     def run(self, sets: Sets) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
@@ -237,6 +279,10 @@ class Dense:
     epochs: int = dense.EPOCHS
     warmup_epochs: int = dense.WARMUP_EPOCHS
     batch_size: int = dense.BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        _require_sweep("dense", self.base_lrs, self.epochs, self.warmup_epochs)
+        _require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "at least 1 is")
 
     def run(self, sets: Sets) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
@@ -269,11 +315,7 @@ class Classifier:
     def run(self, sets: Sets) -> list[Score]:
         """Classify the images that are scored."""
         encoder = sets.encoder
-        if not hasattr(encoder.objective, "pooled"):
-            raise UserError("probe=classifier: the checkpoint has no classifier: fine-tune it with model=vit")
-        if encoder.objective.num_classes != sets.data.num_classes:
-            raise UserError(f"probe=classifier: the checkpoint knows {encoder.objective.num_classes} classes, and "
-                            f"the data has {sets.data.num_classes}: evaluate it on the data it was trained for")
+        require_same_classes(encoder.saved, encoder.objective, sets.data)
         predicted, labels = [], []
         for batch in sets.data.evaluation_dataloader(sets.scored, sets.store.limit):
             predicted.append(encoder.logits(batch.images).argmax(dim=1))
