@@ -49,6 +49,7 @@ def test_what_is_not_closed_is_refused(text):
         (["out=c", "probes=[knnn]"], "'knn'"),
         (["out=c", "evaluate=[lmit=3]"], "did you mean limit?"),
         (["out=c", "probes=[dense]"], "accuracies of knn"),
+        (["out=c", "model.mask_ratio=0.5"], "pretrain=[model.mask_ratio=0.5]"),
         (["out=c", "train=[trainer.max_epoch=3]"], "did you mean trainer.max_epochs?"),
         (["out=/dev/null/c", "methods=[scratch]"], "cannot be written"),
     ],
@@ -88,3 +89,15 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
         (probe, method) for probe in ("knn", "fine-tuning") for method in ("scratch", "mae")
     }
     assert (tmp_path / "c" / "report.html").stat().st_size > 10_000
+
+
+def test_right_words_pass_the_checks_and_reach_the_plan(tmp_path, monkeypatch, capsys):
+    planned = []
+    monkeypatch.setattr("vitmae.comparison.carry_out.carry_out", lambda rows, *others: planned.extend(rows) or iter(()))
+    words = [*WORDS, "evaluate=[limit=50,data.batch_size=8]", "train=[compile=false]", "mae=[model.mask_ratio=0.5]"]
+    done = run_command(compare.main, f"out={tmp_path / 'c'}", *words, capsys=capsys)
+    assert (done.code, done.err) == (0, "")
+    scratch, mae = planned
+    assert {"logger=csv", "trainer=cpu", "compile=false"} <= set(scratch.finetunes[0].words)
+    assert {"model.mask_ratio=0.5", "logger=csv"} <= set(mae.pretrain.words)
+    assert {"limit=50", "data.batch_size=8"} <= set(mae.probes.words)

@@ -107,7 +107,8 @@ def _check_training(words: Sequence[str]) -> None:
 
 def _check_evaluation(words: Sequence[str]) -> None:
     """The same of `vitmae.evaluate`, but for its `data`, which depend on the run."""
-    check_settings(compose([word for word in words if not word.startswith("data")], "evaluate"))
+    known = [word for word in words if not word.startswith("data")]
+    check_settings(compose(["ckpt=run", *known], "evaluate"))  # each evaluation has a run of its own
 
 
 def take_words(arguments: list[str]) -> list[str]:
@@ -121,8 +122,11 @@ def take_words(arguments: list[str]) -> list[str]:
             node[key] = split_words(value)
         elif key == "train":
             node.train.extend(split_words(value))
-        elif key.lstrip("+~").partition(".")[0] in _TRAINING:
+        elif (group := key.lstrip("+~").partition(".")[0]) in _TRAINING:
             node.train.append(override)
+        elif group == "model":
+            raise UserError(f"{override}: say which runs it is for, as in pretrain=[{override}], mae=[...] or "
+                            "finetune=[...]; methods=[...] are the models")
         else:
             others.append(override)
     store_node("comparison", node)
