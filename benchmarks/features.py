@@ -14,7 +14,16 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.contestants import B16, TINY, backbone, timm_vit
-from benchmarks.measure import arguments, interleave, peak_memory, rate, resident_memory, save, show
+from benchmarks.measure import (
+    arguments,
+    interleave,
+    peak_memory,
+    rate,
+    resident_memory,
+    save,
+    show,
+    start_with_large_pages,
+)
 from vitmae.batch import Batch
 from vitmae.probes.features import extract
 from vitmae.probes.knn import nearest
@@ -101,4 +110,5 @@ def main(arguments_given: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    start_with_large_pages()
     sys.exit(main())

@@ -201,7 +201,7 @@ def save(name: str, settings: argparse.Namespace, results: Any) -> Path:
     """Write results/<name>.json: the machine, the settings and what was measured (a `Timing` as its rounds)."""
     folder: Path = settings.results
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+    chosen = {key: value for key, value in vars(settings).items() if not isinstance(value, Path)}
     path = folder / f"{name}{'.quick' if settings.quick else ''}.json"
     payload = {"machine": machine(torch.get_num_threads()), "settings": chosen, "results": results}
     path.write_text(json.dumps(payload, indent=1, default=asdict) + "\n")

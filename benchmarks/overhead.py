@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import B16, Ours, Step
-from benchmarks.measure import Timing, arguments, clock_for, save, show
+from benchmarks.measure import Timing, arguments, clock_for, save, show, start_with_large_pages
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.data.datamodule import ImageData
 from vitmae.data.digits import Digits
@@ -139,4 +139,5 @@ def main(arguments_given: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    start_with_large_pages()
     sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import S16, TINY, Ours, Size, contestant
-from benchmarks.measure import arguments, interleave, rate, save, show
+from benchmarks.measure import arguments, interleave, rate, save, show, start_with_large_pages
 from vitmae.models.flops import training_flops
 
 _BATCH = 8
@@ -64,4 +64,5 @@ def main(arguments_given: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    start_with_large_pages()
     sys.exit(main())
