@@ -193,11 +193,14 @@ def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch
             sent.append(number)
 
     monkeypatch.setattr(module.subprocess, "Popen", Waiting)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped):
-        list(carry_out(rows, tmp_path, {}))
-    assert sent == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGINT) is before
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs beside it
+    try:
+        with pytest.raises(Stopped):
+            list(carry_out(rows, tmp_path, {}))
+        assert sent == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def test_wall_time_adds_up_over_attempts(tmp_path):
