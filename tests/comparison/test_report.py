@@ -8,8 +8,9 @@ import torch
 from tests.comparison.parts import finish, planned
 from vitmae.comparison.carry_out import chosen
 from vitmae.comparison.report import accuracy_table, commands, cost_table, write_report
-from vitmae.comparison.results import Key, cost, gather
+from vitmae.comparison.results import Key, cost, curve, gather
 from vitmae.figures.reconstruction import reconstruction_figure
+from vitmae.probes.confidence import wilson_interval
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_deviation(done, tmp_path):
     cell = results.table[Key("fine-tuning", "avg")]["mae"]
     assert cell.mean == pytest.approx(0.75)
     assert cell.std == pytest.approx(0.0707, abs=1e-4)
-    assert cell.interval[0] < 0.75 < cell.interval[1]
+    assert cell.interval == wilson_interval(0.75, 400), "seeds see the same test images: more seeds are no more images"
     assert not results.missing
 
 
@@ -47,7 +48,11 @@ def test_images_are_counted_over_all_processes_and_accumulated_batches(done, tmp
     results = gather(done[1], tmp_path)
     cost = results.costs["mae", "pretrain"][0]
     assert cost.images == 10 * 64 * 2 * 2
-    assert cost.flops > 0
+    twice = done[1][1].pretrain.place / "metrics.csv"
+    twice.write_text(twice.read_text().replace("\n10,", "\n20,"))
+    again = gather(done[1], tmp_path).costs["mae", "pretrain"][0]
+    assert (again.images, again.flops) == (2 * cost.images, pytest.approx(2 * cost.flops))
+    assert again.flops / again.images > 6 * 16 * 4 * 16, "more than the patch projection"
     assert set(results.costs) == {("scratch", "finetune"), ("mae", "pretrain"), ("mae", "finetune")}
     assert len(cost_table(results)) == 4
 
@@ -117,3 +122,7 @@ def test_parameters_are_those_of_the_runs_own_classes(done, tmp_path):
     assert cost(job, tmp_path).parameters - seven == 2 * (16 + 1)
     (job.place / "checkpoints" / "last.ckpt").unlink()
     assert cost(job, tmp_path).parameters < seven
+
+
+def test_a_curve_counts_epochs_from_one(done):
+    assert [pytest.approx(point) for point in curve(done[1][1].pretrain.place)["val/loss"]] == [(1, 0.7), (2, 0.6)]
