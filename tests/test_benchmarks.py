@@ -68,6 +68,14 @@ def test_features(tmp_path):
     assert results(tmp_path, "features")["knn"]["same"] > 0.999
 
 
+def test_peak_memory_is_of_this_process_and_remembers_what_was_freed():
+    script = ("import benchmarks.measure as m; before = m.peak_memory(); bytes(bytearray(2**28)); "
+              "print(m.peak_memory() - before, m.resident_memory() - before)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    peak, now = map(int, done.stdout.split())
+    assert peak > 2**28 > now
+
+
 @pytest.mark.slow
 def test_startup(tmp_path):
     quick(startup, tmp_path)
@@ -96,13 +104,13 @@ def test_step(tmp_path):
     for package in ("lightly", "vit_pytorch", "transformers"):
         pytest.importorskip(package)
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--eager", "--no-memory", "--threads", "1",
-               "--rounds", "1", "--results", str(tmp_path)]  # fmt: skip
+               "--case", "mae_b16", "--case", "vit_s16", "--case", "mae_cifar_installed", "--rounds", "1", "--results", str(tmp_path)]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    written = results(tmp_path, "step")
-    assert set(written) == {"matmul_gflops", *step.CASES}
+    written = results(tmp_path, "step.mae_b16.vit_s16.mae_cifar_installed")
+    assert set(written["mae_cifar_installed"]["memory"]) == {"vitmae", "transformers", "lightly", "vit-pytorch"}
     assert set(written["mae_b16"]["timings"]) == {
         f"{name}, eager" for name in ("vitmae", "transformers", "lightly", "vit-pytorch")}  # fmt: skip
-    assert step.main(["--quick", "--threads", "1", "--case", "masked_patch", "--memory-of", "supervised"]) == 0
+    assert step.main(["--quick", "--threads", "1", "--case", "masked_patch", "--alone", "supervised"]) == 0
 
 
 @pytest.mark.slow
