@@ -84,7 +84,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "done before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    lines = list(csv.DictReader((tmp_path / "c" / "report.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "c" / "report.csv").read_text().splitlines()))
     assert {(line["probe"], line["method"]) for line in lines} == {
         (probe, method) for probe in ("knn", "fine-tuning") for method in ("scratch", "mae")
     }
