@@ -74,7 +74,8 @@ def evaluate(
     from vitmae.evaluation import scores as scoring
     from vitmae.evaluation.choice import choose_probes, choose_split, read_saved
     from vitmae.evaluation.encoder import Encoder, FeatureStore, find_device
-    from vitmae.evaluation.probes import VAL_FRACTION, Classifier, CollapseMonitors, Sets
+    from vitmae.evaluation.probes import Classifier, CollapseMonitors
+    from vitmae.evaluation.sets import VAL_FRACTION, Sets
     from vitmae.inference.model import find_model
     from vitmae.training.ending import short
     from vitmae.training.fit import resolve_precision

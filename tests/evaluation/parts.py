@@ -5,7 +5,7 @@ import torch
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.evaluation.encoder import Encoder, FeatureStore
-from vitmae.evaluation.probes import Sets
+from vitmae.evaluation.sets import Sets
 from vitmae.weights import own
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}

@@ -17,8 +17,8 @@ from vitmae.evaluation.probes import (
     FewShot,
     Linear,
     Logistic,
-    _Augmented,
 )
+from vitmae.evaluation.sets import AugmentedFeatures
 from vitmae.probes.features import Features
 from vitmae.weights import own
 from vitmae.weights.write import write_weights
@@ -96,7 +96,7 @@ def test_fewshot_leaves_out_what_the_smallest_class_does_not_have_and_says_so(ru
 def test_an_augmented_probe_sees_every_epoch_anew(run, cache):
     sets = sets_of(run, cache)
     count = sets.data.num_train
-    batches = list(_Augmented(sets, count, count // 3, epochs=2))
+    batches = list(AugmentedFeatures(sets, count, count // 3, epochs=2))
     assert len(batches) == 2 * 3
     assert all(features.shape == (2, count // 3, 16) and len(labels) == count // 3 for features, labels in batches)
     first, second = ({tuple(row) for features, _ in part for row in features[1].tolist()} for part in
@@ -108,7 +108,7 @@ def test_an_augmented_probe_sees_every_epoch_anew(run, cache):
 
 def test_without_augmentation_the_augmented_probe_sees_the_cached_features(run, cache):
     sets = sets_of(run, cache, data=digits_data(hflip=False, batch_size=50))
-    features, labels = next(iter(_Augmented(sets, 100, 100, epochs=1)))
+    features, labels = next(iter(AugmentedFeatures(sets, 100, 100, epochs=1)))
     cached = {tuple(row): label for row, label in zip(sets.store("train").pooled["avg"].tolist(),
                                                      sets.store("train").labels.tolist(), strict=True)}  # fmt: skip
     seen = [min(cached, key=lambda row: (torch.tensor(row) - vector).abs().max()) for vector in features[1][:10]]
@@ -187,7 +187,7 @@ def test_what_no_probe_can_do_is_refused_before_images_are_read(probe, settings,
 @pytest.mark.parametrize("loaded", [20, 64, 300])
 def test_an_augmented_epoch_has_its_steps_however_images_are_loaded(run, cache, loaded):
     sets = sets_of(run, cache, data=digits_data(batch_size=loaded))
-    batches = list(_Augmented(sets, sets.data.num_train, 32, epochs=2))
+    batches = list(AugmentedFeatures(sets, sets.data.num_train, 32, epochs=2))
     assert len(batches) == 2 * (sets.data.num_train // 32)
 
 
