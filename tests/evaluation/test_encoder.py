@@ -117,3 +117,9 @@ def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):
         prepared.prepare()
         images.append(next(iter(prepared.evaluation_dataloader("val"))).images)
     assert torch.equal(*images)
+
+
+@pytest.mark.parametrize(("autocast", "fused"), [(None, True), (torch.bfloat16, False)])
+def test_features_are_made_by_the_attention_that_is_fast_here(run, autocast, fused):
+    made = Encoder(own.read(run), autocast=autocast, device=torch.device("cpu"))
+    assert {part.fused_attn for part in made.backbone.modules() if hasattr(part, "fused_attn")} == {fused}

@@ -20,6 +20,7 @@ from vitmae.errors import UserError
 from vitmae.probes import store
 from vitmae.probes.features import Features, extract_batches
 from vitmae.tokens.patches import Size, pair
+from vitmae.training.allocator import keep_freed_memory
 from vitmae.weights import own
 from vitmae.weights.files import first_line
 from vitmae.weights.load import load_weights
@@ -93,6 +94,9 @@ class Encoder:
                       100 * report.share("encoder", "resampled", "recomputed"), 100 * report.share("encoder", "loaded"))
         self.objective.eval().requires_grad_(False).to(device)
         self.backbone = self.objective.backbone
+        self.backbone.use_fused_attention(device.type != "cpu" or autocast is None)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.autocast = autocast
         self.device = device
 
