@@ -243,7 +243,7 @@ OmegaConf.register_new_resolver("choices", _choices, replace=True)  # the file o
 def store_settings(name: str, settings: dict[str, Any]) -> None:
     """Let Hydra find saved settings under a config name; its own section comes from conf/config.yaml, as always."""
     section = OmegaConf.load(config_dir() / "config.yaml").hydra
-    ConfigStore.instance().store(name=name, node=OmegaConf.create({**settings, "hydra": section}))
+    store_node(name, OmegaConf.create({**settings, "hydra": section}))
 
 
 def store_node(name: str, node: DictConfig) -> None:

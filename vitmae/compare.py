@@ -62,8 +62,9 @@ def compare(
     """
     from vitmae.comparison.carry_out import Stopped, carry_out
     from vitmae.comparison.plan import Design, plan
-    from vitmae.comparison.report import accuracy_table, as_lines, write_report
+    from vitmae.comparison.report import accuracy_table, write_report
     from vitmae.comparison.results import gather
+    from vitmae.tables import as_lines
     from vitmae.training.ending import INTERRUPTED, short
 
     design = Design(methods, seeds, labels, probes, base_lrs, train, pretrain, masked_patch, mae, supervised, finetune,

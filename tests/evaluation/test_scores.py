@@ -3,7 +3,8 @@ import math
 import pytest
 
 from vitmae.errors import UserError
-from vitmae.evaluation.scores import Score, as_csv, as_markdown, as_text, read, write
+from vitmae.evaluation.scores import Score, as_csv, as_table, as_text, read, write
+from vitmae.tables import as_markdown
 
 SCORES = [
     Score("trained", "knn", "cls", "accuracy", 0.5, 40, (0.35, 0.65), {"k": 5, "temperature": 0.07}, is_chosen=True),
@@ -34,7 +35,7 @@ def test_a_table_shows_value_deviation_interval_and_number_of_images():
     assert "35.0 to 65.0" in text
     assert "40.0 ± 14.1 %" in text
     assert "3.25" in text
-    assert as_markdown(SCORES).count("\n") == 5
+    assert as_markdown(as_table(SCORES)).count("\n") == 5
     assert as_csv(SCORES).splitlines()[1].endswith("0.5,0.35,0.65,40,True")
 
 

@@ -154,6 +154,10 @@ class Row:
     probes: Job | None
     classifiers: tuple[Job, ...]
 
+    def tuned_of(self, classifier: Job) -> Job:
+        """The fine-tuning that one of the classifiers is of."""
+        return self.finetunes[self.classifiers.index(classifier)]
+
 
 def plan(design: Design, folder: Path) -> list[Row]:
     """All rows, seed by seed.

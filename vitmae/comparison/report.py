@@ -16,6 +16,7 @@ from vitmae.comparison.carry_out import chosen
 from vitmae.comparison.plan import Design, Row
 from vitmae.comparison.results import Cell, Cost, Results
 from vitmae.figures.comparison import accuracy_figure, curves_figure
+from vitmae.tables import Table, as_markdown
 
 TITLES = {
     "scratch": "from scratch",
@@ -60,21 +61,12 @@ def write_report(design: Design, rows: Sequence[Row], results: Results, folder: 
     return [folder / name for name in texts]
 
 
-Table = list[list[str]]
-
-
 def accuracy_table(results: Results) -> Table:
     """A header, and a line per probe: mean ± deviation (interval) for each method."""
     lines = [["probe", *(TITLES[method] for method in results.methods)]]
     for key, by_method in results.table.items():
         lines.append([key.label, *(_accuracy(by_method.get(method)) for method in results.methods)])
     return lines
-
-
-def as_lines(table: Table) -> list[str]:
-    """A table for a terminal."""
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
 def _accuracy(cell: Cell | None) -> str:
@@ -109,7 +101,7 @@ def commands(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """(job, exact command) of every row, of its fine-tunings the chosen one once it is known."""
     for row in rows:
         best = chosen(row)
-        tuned = [row.finetunes[row.classifiers.index(best)]] if best else row.finetunes
+        tuned = [row.tuned_of(best)] if best else row.finetunes
         for job in (row.pretrain, row.probes, *tuned, best):
             if job is not None:
                 yield job.name, job.command
@@ -135,16 +127,12 @@ def _markdown(design: Design, rows: Sequence[Row], results: Results) -> str:
     parts = ["# What does masking buy?", _headline(design, results)]
     parts += [f"`{shlex.join(design.common)}`"] if design.common else []
     parts += [_explanation(results)]
-    parts += [_as_markdown(accuracy_table(results))]
-    parts += [f"## {_COST}", _as_markdown(cost_table(results))]
+    parts += [as_markdown(accuracy_table(results)).rstrip()]
+    parts += [f"## {_COST}", as_markdown(cost_table(results)).rstrip()]
     if results.missing:
         parts += ["## Not done", "\n".join(f"- {name}" for name in results.missing)]
     parts += ["## Commands", "\n".join(f"- {name}: `{command}`" for name, command in commands(rows))]
     return "\n\n".join(parts) + "\n"
-
-
-def _as_markdown(table: Table) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (table[0], ["---"] * len(table[0]), *table[1:]))
 
 
 def _csv(results: Results) -> str:

@@ -131,7 +131,7 @@ def gather(rows: Sequence[Row], folder: Path) -> Results:
                 for score in scores:
                     if (key := _line(score)) is not None:
                         found.setdefault(key, {}).setdefault(row.method, {})[row.seed] = score
-        tuned = row.finetunes[row.classifiers.index(best)] if best else None
+        tuned = row.tuned_of(best) if best else None
         for run in (row.pretrain, tuned):
             if run is not None and is_done(run):
                 costs.setdefault((row.method, run.stage), []).append(cost(run, folder))

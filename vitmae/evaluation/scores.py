@@ -12,6 +12,7 @@ from typing import Any
 from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, mean_std
+from vitmae.tables import Table, as_lines, as_markdown
 
 SHARES = ("accuracy", "mean IoU")
 """Metrics that are shares, which a table shows in per cent."""
@@ -70,18 +71,14 @@ def of_probe(encoder: str, result: ProbeResult, *, is_chosen: bool = False) -> S
     )  # fmt: skip
 
 
-def as_text(scores: Sequence[Score], columns: Sequence[str] = COLUMNS) -> str:
+def as_table(scores: Sequence[Score]) -> Table:
+    """A header, and a line per score."""
+    return [COLUMNS, *(list(score.cells().values()) for score in scores)]
+
+
+def as_text(scores: Sequence[Score]) -> str:
     """A table for a terminal."""
-    rows = [dict(zip(columns, columns, strict=True)), *(score.cells() for score in scores)]
-    widths = [max(len(row[column]) for row in rows) for column in columns]
-    lines = ["  ".join(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_markdown(scores: Sequence[Score]) -> str:
-    """The same as Markdown."""
-    cells = ([score.cells()[column] for column in COLUMNS] for score in scores)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (COLUMNS, ["---"] * len(COLUMNS), *cells))
+    return "\n".join(as_lines(as_table(scores)))
 
 
 def as_csv(scores: Sequence[Score]) -> str:
@@ -109,7 +106,7 @@ def write(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {**about, "scores": [_plain(score) for score in scores]}
-    texts = {".json": json.dumps(content, indent=2), ".md": as_markdown(scores), ".csv": as_csv(scores)}
+    texts = {".json": json.dumps(content, indent=2), ".md": as_markdown(as_table(scores)), ".csv": as_csv(scores)}
     paths = [path.with_suffix(suffix) for suffix in reversed(texts)]       # the JSON file, which is looked for, last
     for file in paths:
         with atomic_write(file) as stream:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vitmae.atomic import atomic_write
+from vitmae.tables import as_markdown
 from vitmae.training.run_directory import read_summary
 
 _OVERRIDES = Path(".hydra", "overrides.yaml")  # Hydra writes them as a job starts
@@ -66,9 +67,7 @@ def _as_csv(rows: list[dict[str, str]], columns: list[str]) -> str:
 
 
 def _as_markdown(rows: list[dict[str, str]], columns: list[str]) -> str:
-    cells = ([row[column].replace("|", "\\|") for column in columns] for row in rows)
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_markdown([columns, *([row[column] for column in columns] for row in rows)])
 
 
 def _print(rows: list[dict[str, str]], columns: list[str], directory: Path) -> None:
