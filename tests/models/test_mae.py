@@ -230,9 +230,16 @@ def test_the_kept_ids_are_a_shuffle_that_ids_restore_undoes_in_the_decoder(mae):
     latent = torch.arange(24.0).double()[None, :, None].expand(4, 24, 32)
     visible = gather_tokens(latent, mask.ids_keep)
     decoder = mae.decoder
-    decoder.embed, decoder.blocks, decoder.norm, decoder.pred = (nn.Identity() for _ in range(4))
+    decoder.embed, decoder.norm, decoder.pred = (nn.Identity() for _ in range(3))
+    decoder.blocks = nn.Sequential(nn.Identity())
     decoder.pos_embed = torch.zeros(())
     decoder.mask_token.data.fill_(-1.0)
     out = decoder(torch.cat([visible[:, :1], visible], 1), mask, torch.arange(24).expand(4, -1))[..., 0]
     assert torch.equal(out[~mask.mask], latent[..., 0][~mask.mask])
     assert (out[mask.mask] == -1).all()
+
+
+def test_a_mask_of_another_grid_is_refused(mae):
+    for patches in (12, 48):
+        with pytest.raises(UserError, match=f"a mask of {patches} patches does not fit this model: it has 24, 4x6"):
+            mae.reconstruct(images_of(mae), torch.arange(patches).expand(4, -1) < 6)

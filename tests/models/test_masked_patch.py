@@ -6,6 +6,7 @@ import torch
 from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.errors import UserError
 from vitmae.tokens.masking import draw_corruption
+from vitmae.tokens.patches import gather_tokens
 
 TARGETS = ["mean_color", "downsampled_color", "pixels"]
 
@@ -77,7 +78,7 @@ def test_embeddings_are_corrupted_before_positions_are_added():
     data = batch(model.backbone)
     corruption = draw_corruption(data.keys, 24, 0.5)
     seen = {}
-    model.backbone.encode = lambda tokens: seen.setdefault("tokens", tokens).repeat(1, 1, 1)[:, [0, *range(24)]]
+    model.backbone.encode = lambda tokens, ids: gather_tokens(seen.setdefault("tokens", tokens), ids - 1)
     model.predict(model.normalize(data.images), corruption, corruption.ids)
     expected = (model.mask_token + model.backbone.pos_embed).expand(4, -1, -1)
     assert torch.allclose(seen["tokens"][corruption.masked], expected[corruption.masked])

@@ -6,7 +6,7 @@ from torch import nn
 from vitmae.backbones.backbone import Backbone
 from vitmae.probes.features import Features
 from vitmae.randomness import generator
-from vitmae.tokens.patches import patchify
+from vitmae.tokens.patches import gather_tokens, patchify
 
 
 class StandIn(Backbone):
@@ -30,9 +30,10 @@ class StandIn(Backbone):
     def patch_embed(self, images, ids_keep=None):
         return self.projection(patchify(images, self.patch_size))
 
-    def encode(self, tokens):
+    def encode(self, tokens, ids=None):
         tokens = self.drop(self.norm(tokens.mT).mT)
-        return torch.cat([self.prefix.expand(len(tokens), -1, -1) + tokens.sum(1, keepdim=True), tokens], 1)
+        tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1) + tokens.sum(1, keepdim=True), tokens], 1)
+        return tokens if ids is None else gather_tokens(tokens, ids)
 
 
 def clusters(count, num_classes=4, dim=12, spread=0.3, seed=0, poolings=("cls", "avg"), split="train"):

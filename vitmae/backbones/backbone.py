@@ -71,8 +71,11 @@ class Backbone(nn.Module):
         """Project patches, and only those asked for: (B, C, H, W), ids (B, n) -> (B, n, D), no positions."""
 
     @abstractmethod
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D)."""
+    def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D).
+
+        With `ids` (B, k), positions in the output, only these rows of it: (B, k, D). The last block computes no others.
+        """
 
     @abstractmethod
     def layer_of(self, name: str) -> int:
@@ -111,9 +114,9 @@ class Backbone(nn.Module):
                 module.training = False
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode whole images, nothing hidden: (B, C, H, W) -> (B, prefix + N, D)."""
-        return self.encode(self.patch_embed(images) + self.pos_embed)
+    def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Encode whole images, nothing hidden: (B, C, H, W) -> (B, prefix + N, D), or ids (B, k) -> (B, k, D)."""
+        return self.encode(self.patch_embed(images) + self.pos_embed, ids)
 
     def use_fused_attention(self, fused: bool) -> None:
         """Choose torch's fused attention kernel or an explicit softmax: the same numbers, another speed.

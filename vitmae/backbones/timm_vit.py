@@ -13,12 +13,12 @@ from typing import Any
 import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import checkpoint_seq
+from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitmae.backbones.backbone import Backbone, init_xavier
+from vitmae.backbones.layers import linear, read_tokens, use_fast_layers
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions
@@ -65,6 +65,7 @@ class TimmViT(Backbone):
             shape["patch_size"] = pair(patch_size)
         dropout = {"pos_drop_rate": drop_rate, "proj_drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         self.vit = _create(name, self.img_size, in_chans, {k: v for k, v in shape.items() if v is not None} | dropout)
+        use_fast_layers(self.vit)
         self.grad_checkpointing = grad_checkpointing
         self.is_hybrid = hasattr(self.vit.patch_embed, "backbone")
         self.grid_size = pair(self.vit.patch_embed.grid_size)
@@ -124,7 +125,7 @@ class TimmViT(Backbone):
         if ids_keep is not None:
             patches = gather_tokens(patches, ids_keep)                       # (B, n, P)
         weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)            # (D, P), in patchify's order
-        return embed.norm(F.linear(patches, weight, embed.proj.bias))        # (B, n, D)
+        return embed.norm(linear(patches, weight, embed.proj.bias))        # (B, n, D)
 
     def _blank(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """Set every pixel of a patch that is not kept to 0, the mean of normalised images."""
@@ -132,8 +133,8 @@ class TimmViT(Backbone):
         keep = paint(keep[..., None], self.grid_size, self.patch_size)       # (B, 1, H, W)
         return torch.where(keep > 0, images, 0.0)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D)."""
+    def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D); of ids (B, k), (B, k, D)."""
         vit = self.vit
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if prefix:
@@ -142,8 +143,13 @@ class TimmViT(Backbone):
                 first = first + vit.pos_embed[:, : self._num_prefix_positions]
             tokens = torch.cat([first.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = vit.norm_pre(vit.pos_drop(tokens))                          # (B, prefix + n, D)
-        tokens = checkpoint_seq(vit.blocks, tokens) if self.grad_checkpointing else vit.blocks(tokens)
-        return vit.norm(tokens)
+        if ids is None:
+            tokens = checkpoint_seq(vit.blocks, tokens) if self.grad_checkpointing else vit.blocks(tokens)
+            return vit.norm(tokens)
+        *first, last = vit.blocks
+        for block in first:
+            tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
+        return vit.norm(read_tokens(last, tokens, ids))                      # (B, k, D)
 
     def first_parts(self, num_blocks: int) -> list[nn.Module]:
         """The embeddings with their dropout, and the first blocks."""

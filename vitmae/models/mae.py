@@ -14,8 +14,10 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
+from vitmae.backbones.layers import read_tokens, use_fast_layers
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.baselines import mean_over_patches, regression_baselines
@@ -117,8 +119,16 @@ class MAE(Objective):
 
         `mask` may be a user's own: bool (B, N) or (B, grid_h, grid_w), True means hidden.
         """
-        mask = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
+        mask = self._own_mask(mask)
         return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))     # (B, N, P)
+
+    def _own_mask(self, mask: Mask | Tensor) -> Mask:
+        """A user's mask, which must be for this grid."""
+        own = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
+        if own.mask.shape[1] != self.backbone.num_patches:
+            raise UserError(f"a mask of {own.mask.shape[1]} patches does not fit this model: it has "
+                            f"{self.backbone.num_patches}, {self.backbone.grid_size[0]}x{self.backbone.grid_size[1]}")
+        return own
 
     @torch.no_grad()
     def panel(self, batch: Batch, mask: Mask | Tensor | None = None) -> Panel:
@@ -129,7 +139,7 @@ class MAE(Objective):
         """
         if mask is None:
             mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
-        mask = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
+        mask = self._own_mask(mask)
         images = self.normalize(batch.images)
         pred = self.reconstruct(images, mask).float()                        # (B, N, P)
         patches = patchify(images, self.backbone.patch_size)
@@ -177,13 +187,18 @@ class Decoder(nn.Module):
         )
         self.norm = norm_layer(embed_dim)
         self.pred = nn.Linear(embed_dim, patch_length(backbone))
+        use_fast_layers(self)
 
     def forward(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
-        """Predict the patches at `ids`: latent (B, prefix + n, D), ids (B, k) -> (B, k, P)."""
+        """Predict the patches at `ids`: latent (B, prefix + n, D), ids (B, k) -> (B, k, P).
+
+        The last block computes these patches and no others.
+        """
+        prefix = self.num_prefix_tokens
         tokens = self.embed(latent)                                          # (B, prefix + n, E)
-        prefix, visible = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         hidden = self.mask_token.to(tokens.dtype).expand(*mask.ids_hide.shape, -1)       # (B, N - n, E)
-        patches = gather_tokens(torch.cat([visible, hidden], dim=1), mask.ids_restore)   # (B, N, E)
-        tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed        # (B, prefix + N, E)
-        tokens = self.blocks(tokens)[:, self.num_prefix_tokens :]            # (B, N, E)
-        return self.pred(self.norm(gather_tokens(tokens, ids)))              # (B, k, P)
+        order = F.pad(prefix + mask.ids_restore, (prefix, 0))                # (B, prefix + N)
+        order[:, :prefix] = torch.arange(prefix, device=order.device)
+        tokens = gather_tokens(torch.cat([tokens, hidden], dim=1), order)    # (B, prefix + N, E)
+        tokens = self.blocks[:-1](tokens + self.pos_embed)
+        return self.pred(self.norm(read_tokens(self.blocks[-1], tokens, prefix + ids)))  # (B, k, P)

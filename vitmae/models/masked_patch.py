@@ -106,8 +106,7 @@ class MaskedPatch(Objective):
         """The head's output at `ids`: normalised images (B, C, H, W), ids (B, k) -> (B, k, outputs)."""
         tokens = self.backbone.patch_embed(images)                           # (B, N, D)
         tokens = corrupt(tokens, corruption, self.mask_token) + self.backbone.pos_embed
-        latent = self.backbone.encode(tokens)[:, self.backbone.num_prefix_tokens :]      # (B, N, D)
-        return self.head(gather_tokens(latent, ids))
+        return self.head(self.backbone.encode(tokens, self.backbone.num_prefix_tokens + ids))
 
     def target(self, images: Tensor) -> Tensor:
         """What each patch looks like: uint8 (B, C, H, W) -> classes (B, N, M), or pixels in [0, 1] (B, N, P)."""

@@ -116,7 +116,8 @@ class Supervised(Objective):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> logits (B, K)."""
-        return self.head(self.pooled(self.backbone(images)))
+        cls = images.new_zeros(len(images), 1, dtype=torch.long) if self.pool == "cls" else None     # all that is read
+        return self.head(self.pooled(self.backbone(images, cls)))
 
     def pooled(self, latent: Tensor) -> Tensor:
         """One vector per image: (B, prefix + N, D) -> (B, D)."""

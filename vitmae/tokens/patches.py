@@ -58,8 +58,9 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """
     if tokens.shape[0] == 1:
         return tokens[0][ids]
-    rows = torch.arange(ids.shape[0], device=ids.device)[:, None]
-    return tokens[rows, ids]
+    first = torch.arange(ids.shape[0], device=ids.device)[:, None] * tokens.shape[1]     # (B, 1) rows of all images
+    chosen = tokens.reshape(-1, tokens.shape[2]).index_select(0, (first + ids).flatten())
+    return chosen.view(*ids.shape, -1)
 
 
 def standardize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
