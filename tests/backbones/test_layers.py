@@ -16,6 +16,11 @@ from vitmae.tokens.patches import gather_tokens
 IDS = torch.tensor([[3, 0, 6], [1, 1, 5]])
 
 
+@pytest.fixture(autouse=True)
+def _small_is_large(monkeypatch):
+    monkeypatch.setattr(layers, "_LARGE", 1)
+
+
 def blocks(**settings):
     """A block of timm's and one of this project's with the same weights."""
     torch.manual_seed(0)
@@ -77,18 +82,20 @@ def test_in_bf16_a_block_is_as_near_to_float64_as_timms():
         assert (b - wanted).norm() <= 1.3 * (a - wanted).norm() + 1e-6 * wanted.norm()
 
 
-def test_in_bf16_the_fast_functions_run_and_elsewhere_they_do_not(monkeypatch):
+def test_in_bf16_the_fast_functions_run_on_what_is_large_and_elsewhere_they_do_not(monkeypatch):
     ran = []
     for function in (layers._Linear, layers._Attention):
         apply = function.apply
         monkeypatch.setattr(function, "apply", lambda *a, f=function, apply=apply: (ran.append(f), apply(*a))[1])
     _, ours = blocks()
-    for fused, context, expected in (
-        (False, bf16(), [layers._Linear, layers._Attention, *[layers._Linear] * 3]),
-        (True, bf16(), [layers._Linear] * 4),
-        (False, torch.autocast("cpu", enabled=False), []),
+    for fused, context, large, expected in (
+        (False, bf16(), 1, [layers._Linear, layers._Attention, *[layers._Linear] * 3]),
+        (True, bf16(), 1, [layers._Linear] * 4),
+        (False, torch.autocast("cpu", enabled=False), 1, []),
+        (False, bf16(), 14 * 64, [layers._Linear] * 2),
     ):
         ran.clear()
+        monkeypatch.setattr(layers, "_LARGE", large)
         use_fused_attention(ours, fused)
         with context:
             ours(tokens())

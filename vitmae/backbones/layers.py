@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from vitmae.tokens.patches import gather_tokens
 
+_LARGE = 2**19  # values of an output, from where on what is saved is more than what Python takes for it
 _FUSES_BIAS = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
@@ -41,7 +42,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     In bf16 on a processor torch writes the bias into the output first and reads it back in the product. oneDNN adds it
     in passing, which is up to a fifth of the time of a narrow layer, and rounds once instead of twice.
     """
-    if not (_FUSES_BIAS and _in_bf16_on_cpu(x)):
+    is_large = x.numel() // x.shape[-1] * len(weight) >= _LARGE if x.numel() else False
+    if not (is_large and _FUSES_BIAS and _in_bf16_on_cpu(x)):
         return F.linear(x, weight, bias)
     bf16 = torch.bfloat16
     return _Linear.apply(x.to(bf16), weight.to(bf16), None if bias is None else bias.to(bf16))
@@ -64,7 +66,8 @@ class Attention(timm_layers.Attention):
         """Each token looks at all: (B, T, D) -> (B, T, D), or with ids (B, k) only these tokens -> (B, k, D)."""
         if ids is not None:
             return self._read(x, ids)
-        if self.fused_attn or not _in_bf16_on_cpu(x) or attn_mask is not None or is_causal or not self._is_plain():
+        is_large = x.numel() >= _LARGE and _in_bf16_on_cpu(x)
+        if self.fused_attn or not is_large or attn_mask is not None or is_causal or not self._is_plain():
             return super().forward(x, attn_mask, is_causal)
         attended = _Attention.apply(self.qkv(x), self.num_heads)             # (B, T, D)
         return self.proj_drop(self.proj(attended))

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
 from vitmae.backbones.layers import read_tokens, use_fast_layers
@@ -197,8 +196,8 @@ class Decoder(nn.Module):
         prefix = self.num_prefix_tokens
         tokens = self.embed(latent)                                          # (B, prefix + n, E)
         hidden = self.mask_token.to(tokens.dtype).expand(*mask.ids_hide.shape, -1)       # (B, N - n, E)
-        order = F.pad(prefix + mask.ids_restore, (prefix, 0))                # (B, prefix + N)
-        order[:, :prefix] = torch.arange(prefix, device=order.device)
+        first = torch.arange(prefix, device=tokens.device).expand(len(tokens), -1)
+        order = torch.cat([first, prefix + mask.ids_restore], dim=1)         # (B, prefix + N)
         tokens = gather_tokens(torch.cat([tokens, hidden], dim=1), order)    # (B, prefix + N, E)
         tokens = self.blocks[:-1](tokens + self.pos_embed)
         return self.pred(self.norm(read_tokens(self.blocks[-1], tokens, prefix + ids)))  # (B, k, P)
