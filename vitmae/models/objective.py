@@ -72,7 +72,7 @@ class Objective(LightningModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32 with the data's mean and deviation taken out."""
-        return (images.to(torch.float32) - self.mean * 255) / (self.std * 255)
+        return images.to(torch.float32, copy=True).sub_(self.mean * 255).div_(self.std * 255)
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
