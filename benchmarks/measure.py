@@ -101,7 +101,7 @@ def clock_for(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 and not torch.cuda.is_available() else time.perf_counter
 
 
-def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attempts: int = 7) -> float:
+def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attempts: int = 25) -> float:
     """FLOP/s of a square matrix product: the best of some, which is this machine's peak for what torch does here."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -170,8 +170,8 @@ def transformers_pair(case: Case, folder: str) -> Pair:
         mask = mask_from_scores(noise, int(backbone.num_patches * (1 - case.mask_ratio)))
 
         def run() -> Stages:
-            return {"latent": mae.encode(images, mask), "prediction": mae.reconstruct(images, mask),
-                    "loss": mae.loss(images, mask)}  # fmt: skip
+            loss = mae.loss(images, mask)
+            return {"latent": mae.encode(images, mask), "prediction": mae.reconstruct(images, mask), "loss": loss}
 
         return _watched(backbone.vit.blocks, run, mae.decoder.blocks)
 
@@ -183,7 +183,9 @@ def transformers_pair(case: Case, folder: str) -> Pair:
             latent = twin.vit(images, noise=noise).last_hidden_state
             return {"latent": latent, "prediction": out.logits, "loss": out.loss}
 
-        return _watched(twin.vit.layers, run, twin.decoder.decoder_layers)
+        stages = _watched(twin.vit.layers, run, twin.decoder.decoder_layers)
+        last = f"decoder block {len(twin.decoder.decoder_layers)}"
+        return stages | {last: stages[last][:, 1:]}  # this project computes the patches alone there
 
     return Pair((mae, twin), here, there)
 
