@@ -52,8 +52,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     In bf16 on a processor torch writes the bias into the output first and reads it back in the product. oneDNN adds it
     in passing, which is up to a fifth of the time of a narrow layer, and rounds once instead of twice.
     """
-    is_large = x.shape[:-1].numel() * len(weight) >= _LARGE
-    if not (is_large and _FUSES_BIAS and _in_bf16_on_cpu(x)):
+    # the size comes last: an exported graph holds for all sizes, so that there is none to ask for
+    if not (_FUSES_BIAS and _in_bf16_on_cpu(x) and x.shape[:-1].numel() * len(weight) >= _LARGE):
         return F.linear(x, weight, bias)
     bf16 = torch.bfloat16
     return _Linear.apply(x.to(bf16), weight.to(bf16), None if bias is None else bias.to(bf16))
@@ -76,10 +76,10 @@ class Attention(timm_layers.Attention):
         """Each token looks at all: (B, T, D) -> (B, T, D), or with ids (B, k) only these tokens -> (B, k, D)."""
         if ids is not None:
             return self._read(x, ids)
-        is_large = x.numel() >= _LARGE and _in_bf16_on_cpu(x)
-        if self.fused_attn or not is_large or attn_mask is not None or is_causal or not self._is_plain():
+        is_fast = not self.fused_attn and _in_bf16_on_cpu(x) and x.numel() >= _LARGE and self._is_plain()
+        if not is_fast or attn_mask is not None or is_causal:
             return super().forward(x, attn_mask, is_causal)
-        attended = _Attention.apply(self.qkv(x), self.num_heads)             # (B, T, D)
+        attended = _Attention.apply(self.qkv(x), self.num_heads, self.scale)             # (B, T, D)
         return self.proj_drop(self.proj(attended))
 
     def _is_plain(self) -> bool:
@@ -147,8 +147,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return output
 
@@ -157,9 +157,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, weight.shape[0])                             # (M, E)
-        grad_x = (rows @ weight).view(x.shape) if needs_x else None
-        grad_weight = rows.t() @ x.reshape(-1, weight.shape[1]) if needs_weight else None
+        rows = grad.reshape(-1, grad.shape[-1])                              # (M, E)
+        grad_x = (rows @ weight).view(*grad.shape[:-1], weight.shape[1]) if needs_x else None
+        grad_weight = rows.t() @ x.reshape(len(rows), -1) if needs_weight else None
         grad_bias = (rows.new_ones(1, len(rows)) @ rows)[0] if needs_bias else None
         return grad_x, grad_weight, grad_bias
 
@@ -168,16 +168,16 @@ class _Attention(torch.autograd.Function):
     """Softmax attention of bf16 tensors: (B, T, 3 D) -> (B, T, D). Only what the backward pass reads is kept."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, num_heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, num_heads: int, scale: float) -> Tensor:
         batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         head_dim = width // num_heads
         parts = qkv.view(batch, tokens, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4).contiguous()
         parts = parts.view(3, batch * num_heads, tokens, head_dim)
         q, k, v = parts.unbind()                                             # (B h, T, d) each
-        weights = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+        weights = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
         torch.softmax(weights, dim=-1, out=weights)                          # (B h, T, T)
         ctx.save_for_backward(parts, weights)
-        ctx.num_heads = num_heads
+        ctx.num_heads, ctx.scale = num_heads, scale
         attended = torch.bmm(weights, v).view(batch, num_heads, tokens, head_dim)
         return attended.transpose(1, 2).reshape(batch, tokens, width)
 
@@ -187,14 +187,13 @@ class _Attention(torch.autograd.Function):
         parts, weights = ctx.saved_tensors
         q, k, v = parts.unbind()
         (batch, tokens, width), head_dim = grad.shape, q.shape[-1]
-        scale = head_dim**-0.5
         grad = grad.view(batch, tokens, ctx.num_heads, head_dim).transpose(1, 2).reshape(q.shape)
         grads = torch.empty_like(parts)
         grad_q, grad_k, grad_v = grads.unbind()
         torch.bmm(weights.transpose(1, 2), grad, out=grad_v)
         scores = torch.bmm(grad, v.transpose(1, 2))                          # (B h, T, T)
         scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
-        torch.baddbmm(grad_q, scores, k, beta=0, alpha=scale, out=grad_q)
-        torch.baddbmm(grad_k, scores.transpose(1, 2), q, beta=0, alpha=scale, out=grad_k)
+        torch.baddbmm(grad_q, scores, k, beta=0, alpha=ctx.scale, out=grad_q)
+        torch.baddbmm(grad_k, scores.transpose(1, 2), q, beta=0, alpha=ctx.scale, out=grad_k)
         grads = grads.view(3, batch, ctx.num_heads, tokens, head_dim).permute(1, 3, 0, 2, 4)
-        return grads.reshape(batch, tokens, 3 * width), None
+        return grads.reshape(batch, tokens, 3 * width), None, None

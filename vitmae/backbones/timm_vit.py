@@ -125,7 +125,7 @@ class TimmViT(Backbone):
         if ids_keep is not None:
             patches = gather_tokens(patches, ids_keep)                       # (B, n, P)
         weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)            # (D, P), in patchify's order
-        return embed.norm(linear(patches, weight, embed.proj.bias))        # (B, n, D)
+        return embed.norm(linear(patches, weight, embed.proj.bias))          # (B, n, D)
 
     def _blank(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """Set every pixel of a patch that is not kept to 0, the mean of normalised images."""
