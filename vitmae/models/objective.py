@@ -71,8 +71,9 @@ class Objective(LightningModule):
         """The loss of a batch under "loss", and scalars worth logging beside it."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> float32 with the data's mean and deviation taken out."""
-        return images.to(torch.float32, copy=True).sub_(self.mean * 255).div_(self.std * 255)
+        """(B, C, H, W) uint8 -> float32 or wider with the data's mean and deviation taken out."""
+        dtype = torch.promote_types(torch.float32, self.mean.dtype)
+        return images.to(dtype, copy=True).sub_(self.mean * 255).div_(self.std * 255)
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
