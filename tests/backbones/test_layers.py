@@ -187,6 +187,18 @@ def test_a_linear_layer_in_bf16_takes_any_batch_and_gives_only_the_gradients_tha
     assert (layer.bias is None) or torch.allclose(layer.bias.grad, torch.full((16,), float(inputs[..., 0].numel())))
 
 
+@pytest.mark.skipif(not layers._FUSES_BIAS, reason="this processor or this build of torch has no such product")
+def test_between_forward_and_backward_a_linear_layer_keeps_no_second_copy_of_its_weights():
+    kept = []
+    layer = Linear(32, 48)
+    with bf16(), torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
+        output = layer(tokens().requires_grad_())
+    assert [part.dtype for part in kept if part.shape == layer.weight.shape] == [torch.float32]
+    assert layer.weight.data_ptr() in [part.data_ptr() for part in kept]
+    output.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
 def test_a_linear_layer_of_other_precision_and_where_the_library_lacks_the_product_is_torchs(monkeypatch):
     x, weight, bias = torch.randn(4, 8), torch.randn(6, 8), torch.randn(6)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))

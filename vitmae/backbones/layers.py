@@ -55,8 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # the size comes last: an exported graph holds for all sizes, so that there is none to ask for
     if not (_FUSES_BIAS and _in_bf16_on_cpu(x) and x.shape[:-1].numel() * len(weight) >= _LARGE):
         return F.linear(x, weight, bias)
-    bf16 = torch.bfloat16
-    return _Linear.apply(x.to(bf16), weight.to(bf16), None if bias is None else bias.to(bf16))
+    return _Linear.apply(x.to(torch.bfloat16), weight, bias)
 
 
 class Linear(nn.Linear):
@@ -143,13 +142,17 @@ def _in_bf16_on_cpu(x: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """`linear` of bf16 tensors. The gradient of the bias is a product with ones, which reads once at full speed."""
+    """`linear` in bf16. Weights are rounded anew for the backward pass: cheaper than to keep them all in between.
+
+    The gradient of the bias is a product with ones, which reads once at full speed.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        bias = None if bias is None else bias.to(x.dtype)
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.to(x.dtype), bias, "none", [], "")
         return output
 
     @staticmethod
@@ -158,7 +161,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])                              # (M, E)
-        grad_x = (rows @ weight).view(*grad.shape[:-1], weight.shape[1]) if needs_x else None
+        grad_x = (rows @ weight.to(rows.dtype)).view(*grad.shape[:-1], weight.shape[1]) if needs_x else None
         grad_weight = rows.t() @ x.reshape(len(rows), -1) if needs_weight else None
         grad_bias = (rows.new_ones(1, len(rows)) @ rows)[0] if needs_bias else None
         return grad_x, grad_weight, grad_bias

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -78,6 +78,20 @@ class Objective(LightningModule):
     def unnormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
         return images * self.std + self.mean
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; but the name of the hook that runs, which Lightning notes 44 times a step, is no submodule."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value  # the check for parameters and submodules takes ten times as long
+        else:
+            super().__setattr__(name, value)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """A batch where the model is; one that is there already costs nothing."""
+        if all(part.device == device for part in (batch.images, batch.labels, batch.keys)):
+            return batch
+        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def setup(self, stage: str) -> None:
         """Pick the attention (see `Backbone.use_fused_attention`) and the allocator's ways that are fast here."""
