@@ -106,14 +106,3 @@ def test_the_name_of_a_hook_is_an_attribute_and_parameters_and_modules_are_regis
     model.extra = torch.nn.Linear(2, 2)
     assert model._current_fx_name == "training_step"
     assert {"scale", "extra.weight"} <= dict(model.named_parameters()).keys()
-
-
-def test_a_batch_moves_to_the_models_device_and_one_that_is_there_is_handed_over_as_it_is():
-    model = objective("mae")
-    here = batch(model.backbone)
-    assert model.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
-    there = model.transfer_batch_to_device(here, torch.device("meta"), 0)
-    assert {part.device.type for part in there[:3]} == {"meta"}
-    assert there.key == here.key
-    mixed = here._replace(images=here.images.to("meta"))
-    assert model.transfer_batch_to_device(mixed, torch.device("meta"), 0).labels.device.type == "meta"

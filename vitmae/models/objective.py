@@ -86,13 +86,6 @@ class Objective(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """A batch where the model is; one that is there already costs nothing."""
-        if all(part.device == device for part in (batch.images, batch.labels, batch.keys)):
-            return batch
-        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved
-
     def setup(self, stage: str) -> None:
         """Pick the attention (see `Backbone.use_fused_attention`) and the allocator's ways that are fast here."""
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
