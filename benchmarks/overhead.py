@@ -8,6 +8,7 @@ inside an epoch: logging, callbacks, the schedule and the progress bar are in it
 of an epoch are not.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def main(arguments_given: list[str] | None = None) -> int:
     parser.add_argument("--b16-batch", type=int, default=16, help="images of the step that is compared with; 0: none")
     settings = parser.parse_args(arguments_given)
     torch.set_num_threads(settings.threads)
+    if not torch.cuda.is_available():  # the bare loop's optimiser may ask for a GPU at no cost from the start too
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     from vitmae.training.fit import resolve_precision
 
     bf16 = resolve_precision("auto", "cpu") == "bf16-mixed"

@@ -73,21 +73,22 @@ def evaluate(
     from vitmae.data.cache import cache_dir
     from vitmae.evaluation import scores as scoring
     from vitmae.evaluation.choice import choose_probes, choose_split, read_saved
-    from vitmae.evaluation.encoder import Encoder, FeatureStore, find_device
+    from vitmae.evaluation.encoder import Encoder, FeatureStore
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
     from vitmae.evaluation.sets import VAL_FRACTION, Sets
+    from vitmae.inference.device import find_device
     from vitmae.inference.model import find_model
     from vitmae.training.ending import short
     from vitmae.training.fit import resolve_precision
     from vitmae.weights import own
 
+    place = find_device(device)
     saved = read_saved(find_model(ckpt, runs), data)
     data.prepare()
     scored = choose_split(data, split)
     probes = {"knn": knn, "linear": linear, "logistic": logistic, "fewshot": fewshot, "attentive": attentive,
               "dense": dense, "collapse": CollapseMonitors(), "classifier": Classifier()}  # fmt: skip
     names = choose_probes(probe, data, saved, most_logistic=logistic.max_images, encoder=encoder)
-    place = find_device(device)
     autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
     root = Path(features).expanduser() if features else cache_dir() / "features"
     path = Path(out).expanduser() if out else (

@@ -7,7 +7,7 @@ from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.errors import UserError
 from vitmae.evaluation.data_settings import of_run
-from vitmae.evaluation.encoder import Encoder, find_device
+from vitmae.evaluation.encoder import Encoder
 from vitmae.weights import own
 
 
@@ -94,13 +94,6 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
 def test_a_limit_that_leaves_nothing_is_refused(run, tmp_path, limits):
     with pytest.raises(UserError, match="at least one image"):
         sets_of(run, tmp_path, **limits)
-
-
-def test_a_device_that_is_not_there_is_refused():
-    assert find_device("cpu") == torch.device("cpu")
-    for device in ("foo", "cuda:99"):
-        with pytest.raises(UserError, match=f"device={device}"):
-            find_device(device)
 
 
 def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):

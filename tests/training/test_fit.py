@@ -56,6 +56,24 @@ def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
     assert not any(kind == "train" for kind, *_ in objective.trace)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, CUDA is left untouched for forked processes")
+def test_without_a_gpu_no_step_asks_the_driver_for_one(tmp_path, monkeypatch):
+    class AtSteps(Callback):
+        def on_train_batch_start(self, *_):
+            before.append(len(asked))
+
+        def on_train_batch_end(self, *_):
+            after.append(len(asked))
+
+    asked, before, after = [], [], []
+    count = torch.cuda.device_count
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: asked.append(None) or count())
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning does on import
+    run_fit(new_run(tmp_path), callbacks=[AtSteps()], max_epochs=1)
+    assert before
+    assert before == after
+
+
 def test_a_run_is_profiled_only_if_it_asks_for_it_and_otherwise_makes_no_contexts(tmp_path):
     plain, profiled = Weights(), Weights()
     run_fit(new_run(tmp_path / "plain"), plain, max_epochs=1)

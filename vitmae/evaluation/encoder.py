@@ -22,26 +22,11 @@ from vitmae.probes.features import Features, extract_batches
 from vitmae.tokens.patches import Size, pair
 from vitmae.training.allocator import keep_freed_memory
 from vitmae.weights import own
-from vitmae.weights.files import first_line
 from vitmae.weights.load import load_weights
 
 Split = Literal["train", "val", "test"]
 
 _log = logging.getLogger(__name__)
-
-
-def find_device(device: str | None) -> torch.device:
-    """The device that a setting means; None is the GPU if there is one.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without CUDA asserts
-        raise UserError(f"device={device}: {first_line(error)}; leave it out, or take cpu") from error
-    return found
 
 
 class Encoder:

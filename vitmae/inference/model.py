@@ -18,13 +18,13 @@ from torch import Tensor
 
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.inference.device import find_device
 from vitmae.inference.images import Images, See, each
 from vitmae.randomness import fold, fold_indices
 from vitmae.tokens.masking import Mask, draw_mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.training.resume import find_resumption
 from vitmae.weights import own
-from vitmae.weights.files import first_line
 from vitmae.weights.read import local
 
 if TYPE_CHECKING:
@@ -274,8 +274,5 @@ def find_model(ckpt: str, runs: str) -> Path:
 
 def open_model(path: str | Path, device: str | torch.device | None = None) -> Model:
     """See `vitmae.load`."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return Model(own.read(local(str(path))), chosen)
-    except RuntimeError as error:
-        raise UserError(f"device={device}: {first_line(error)}") from error
+    found = find_device(device)  # before a large file is read
+    return Model(own.read(local(str(path))), found)

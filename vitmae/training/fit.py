@@ -1,6 +1,7 @@
 """The run itself: a Trainer of Lightning's with what this project adds, from the first step to the final metrics."""
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ def fit(
         UserError: if the trainer's settings do not fit each other.
     """
     _quieten()
+    _ask_for_gpus_at_no_cost()
     try:
         trainer = build_trainer(
             callbacks=[*callbacks, checkpoints],
@@ -187,3 +189,12 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", f".*{message}")
+
+
+def _ask_for_gpus_at_no_cost() -> None:
+    """Every optimiser step asks torch for a GPU, and Lightning makes torch load NVML anew for each answer.
+
+    That leaves CUDA untouched for processes to be forked; where there is no GPU there is nothing to leave untouched.
+    """
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
