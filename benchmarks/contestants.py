@@ -84,12 +84,12 @@ def objective(kind: str, size: Size) -> Objective:
 
 
 class Ours(nn.Module):
-    """This project's objective, as its Trainer steps it."""
+    """An objective of this project, as its Trainer steps it."""
 
-    def __init__(self, kind: str, size: Size, *, bf16: bool) -> None:
+    def __init__(self, objective: Objective, *, bf16: bool) -> None:
         super().__init__()
-        self.objective = objective(kind, size)
-        use_fused_attention(self.objective, not bf16)
+        self.objective = objective
+        use_fused_attention(objective, not bf16)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch."""
@@ -280,7 +280,7 @@ def contestant(
     labels = torch.arange(batch, device=device) % CLASSES
     images = torch.randint(256, (batch, 3, size.img_size, size.img_size), dtype=torch.uint8, device=device)
     if name == "vitmae":
-        ours = Ours(kind, size, bf16=bf16 and device == "cpu").to(device)
+        ours = Ours(objective(kind, size), bf16=bf16 and device == "cpu").to(device)
         keys = fold_indices(0, torch.arange(batch, device=device))
         return Step(ours, (Batch(images, labels, keys, 0),), bf16=bf16)
     peer = PEERS[kind][name](size).to(device)
