@@ -9,23 +9,20 @@ which runs at the end of it, in the same process: they are a tenth of a second a
 and checkpoints at the end of an epoch are not.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from statistics import quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.contestants import B16, Ours, Step, objective
-from benchmarks.measure import Timing, arguments, clock_for, save, show, start_with_large_pages
+from benchmarks.contestants import B16, Ours, Step, contestant
+from benchmarks.measure import Timing, arguments, clock_for, interleave, save, show, start_with_large_pages
 from vitmae.backbones.timm_vit import TimmViT
-from vitmae.batch import Batch
 from vitmae.data.datamodule import ImageData
 from vitmae.data.digits import Digits
 from vitmae.models.mae import MAE
-from vitmae.randomness import fold_indices
 from vitmae.train import main as main_of_train
 from vitmae.training.fit import resolve_precision
 from vitmae.training.optim import Recipe
@@ -106,19 +103,6 @@ def _mean_step(times: Sequence[float]) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def b16_step(batch: int, rounds: int) -> float:
-    """Seconds of a bare step at ViT-B/16, to see what share the overhead is of it."""
-    ours = Ours(objective("mae", B16), bf16=True)
-    images = torch.randint(256, (batch, 3, 224, 224), dtype=torch.uint8)
-    step = Step(ours, (Batch(images, torch.zeros(batch).long(), fold_indices(0, torch.arange(batch)), 0),), bf16=True)
-    clock = clock_for(torch.get_num_threads())
-    step()
-    start = clock()
-    for _ in range(rounds):
-        step()
-    return (clock() - start) / rounds
-
-
 def main(arguments_given: list[str] | None = None) -> int:
     """Alternate between the two loops, print what a step costs in each, and write results/overhead.json."""
     parser = arguments(__doc__ or "")
@@ -126,8 +110,6 @@ def main(arguments_given: list[str] | None = None) -> int:
     parser.set_defaults(rounds=200)
     settings = parser.parse_args(arguments_given)
     torch.set_num_threads(settings.threads)
-    if not torch.cuda.is_available():  # from the start: a run sees to it that steps ask for a GPU at no cost
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     bf16 = resolve_precision("auto", "cpu") == "bf16-mixed"
     with tempfile.TemporaryDirectory() as folder:
         bare, trainer = in_turn(2 if settings.quick else settings.rounds, bf16, folder)
@@ -135,11 +117,12 @@ def main(arguments_given: list[str] | None = None) -> int:
     timings = {"bare loop": Timing(bare, [1.0] * len(bare)), "Trainer": Timing(trainer, ratios)}
     rows = [[name, f"{1e3 * timing.median:.3f}", f"{50 * timing.spread:.0f} %"] for name, timing in timings.items()]
     show(f"A step of the smallest model, {settings.threads} thread(s)", ["loop", "ms a step", "±"], rows)
-    low, extra, high = quantiles((t - b for b, t in zip(bare, trainer, strict=True)), n=4, method="inclusive")
-    print(f"\nthe Trainer adds {1e3 * extra:.2f} ms a step (half of the rounds: {1e3 * low:.2f} to {1e3 * high:.2f})")
+    extra = median(t - b for b, t in zip(bare, trainer, strict=True))
+    print(f"\nthe Trainer adds {1e3 * extra:.2f} ms a step")
     results: dict[str, Any] = {"timings": timings, "added_s": extra}
     if settings.b16_batch and not settings.quick:
-        step = b16_step(settings.b16_batch, 2)
+        b16 = contestant("mae", "vitmae", B16, settings.b16_batch, bf16=True)
+        step = interleave({"B/16": b16}, "B/16", rounds=2)["B/16"].median
         print(f"which is {100 * extra / step:.2f} % of a step at ViT-B/16, batch {settings.b16_batch} ({step:.2f} s)")
         results |= {"b16_step_s": step, "b16_batch": settings.b16_batch}
     save("overhead", settings, results)

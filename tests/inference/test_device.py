@@ -8,6 +8,10 @@ from vitmae.errors import UserError
 from vitmae.inference.device import find_device
 
 
+def test_a_device_may_be_named_or_given():
+    assert find_device(torch.device("cpu")) == find_device("cpu") == torch.device("cpu")
+
+
 @pytest.mark.parametrize("device", ["foo", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(UserError, match=f"device={device}: .*; leave it out, or take cpu"):
@@ -26,4 +30,3 @@ def test_a_build_without_cuda_is_as_good_as_no_gpu(monkeypatch):
 def test_a_device_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="device=foo"):
         vitmae.load(tmp_path / "nothing", device="foo")
-    assert find_device(torch.device("cpu")) == find_device("cpu") == torch.device("cpu")
