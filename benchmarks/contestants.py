@@ -24,7 +24,7 @@ from vitmae.models.masked_patch import MaskedPatch
 from vitmae.models.objective import Objective
 from vitmae.models.supervised import Supervised
 from vitmae.randomness import fold_indices
-from vitmae.training.optim import Recipe, build_optimizer, param_groups
+from vitmae.recipe import Recipe, build_optimizer, param_groups
 
 CLASSES = 1000
 _STATISTICS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

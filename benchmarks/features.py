@@ -27,7 +27,7 @@ from benchmarks.measure import (
 from vitmae.batch import Batch
 from vitmae.probes.features import extract
 from vitmae.probes.knn import nearest
-from vitmae.training.fit import resolve_precision
+from vitmae.runs.preflight import resolve_precision
 
 _K = 20
 

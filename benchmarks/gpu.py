@@ -30,13 +30,13 @@ from benchmarks.loader import Memory, folder_data, photographs
 from benchmarks.measure import arguments, interleave, matmul_rate, rate, save, show
 from vitmae.data.crops import View
 from vitmae.data.loader import Loader
-from vitmae.data.parquet import Parquet
 from vitmae.data.readers import FixedSizeReader
 from vitmae.data.samplers import ShuffledRequests
 from vitmae.data.shrink import Shrinking, shrink_folder
+from vitmae.data.sources.parquet import Parquet
 from vitmae.data.splits import MemoryImages
-from vitmae.models.flops import training_flops
-from vitmae.training.optim import Recipe, build_schedule
+from vitmae.models.macs import training_flops
+from vitmae.recipe import Recipe, build_schedule
 
 MODELS = {"b16": B16, "l16": L16, "h14": H14}
 _BATCHES = (64, 128, 256, 512, 1024)
@@ -127,7 +127,7 @@ def cifar(path: Path | None, epochs: int, device: str, tiny: bool) -> dict[str, 
         images = Memory(64 if tiny else 50_000).images
     else:
         loaded = Parquet().load(str(path), (32, 32), 3).train
-        from vitmae.data.intake import take_in
+        from vitmae.data.preload import take_in
 
         taken = take_in(loaded, 3, skip_unreadable=False)
         assert isinstance(taken, MemoryImages)

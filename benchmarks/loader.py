@@ -26,13 +26,13 @@ from torchvision.transforms import v2
 
 from benchmarks.contestants import S16, TINY, contestant
 from benchmarks.measure import arguments, interleave, rate, save, show
+from vitmae.allocator import keep_freed_memory
 from vitmae.data.datamodule import ImageData
 from vitmae.data.decode import jpeg_decoder
-from vitmae.data.folder import Folder
 from vitmae.data.shrink import Shrinking, shrink_folder
+from vitmae.data.sources.folder import Folder
 from vitmae.data.splits import MemoryImages, Splits
 from vitmae.models.objective import Objective
-from vitmae.training.allocator import keep_freed_memory
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIZE = 224

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from vitmae.training.allocator import use_large_pages
+from vitmae.allocator import use_large_pages
 
-LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # what `vitmae.training.allocator.use_large_pages` sets
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # what `vitmae.allocator.use_large_pages` sets
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

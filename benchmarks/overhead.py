@@ -21,11 +21,11 @@ from benchmarks.contestants import B16, Ours, Step, contestant
 from benchmarks.measure import Timing, arguments, clock_for, interleave, save, show, start_with_large_pages
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.data.datamodule import ImageData
-from vitmae.data.digits import Digits
+from vitmae.data.sources.digits import Digits
 from vitmae.models.mae import MAE
+from vitmae.recipe import Recipe
+from vitmae.runs.preflight import resolve_precision
 from vitmae.train import main as main_of_train
-from vitmae.training.fit import resolve_precision
-from vitmae.training.optim import Recipe
 
 
 def digits() -> ImageData:

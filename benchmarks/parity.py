@@ -22,8 +22,8 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.models.mae import MAE
+from vitmae.recipe import Recipe
 from vitmae.tokens.masking import mask_from_scores
-from vitmae.training.optim import Recipe
 from vitmae.weights.load import load_weights
 
 LIMIT = 1e-10  # in float64

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.contestants import S16, TINY, Ours, Size, contestant
 from benchmarks.measure import arguments, interleave, rate, save, show, start_with_large_pages
-from vitmae.models.flops import training_flops
+from vitmae.models.macs import training_flops
 
 _BATCH = 8
 _BASE = replace(S16, decoder=(384, 4, 6))
@@ -40,7 +40,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     """Time a step at each point, axis by axis, print tables, and write results/scale.json."""
     settings = arguments(__doc__ or "").parse_args(arguments_given)
     torch.set_num_threads(settings.threads)
-    from vitmae.training.fit import resolve_precision
+    from vitmae.runs.preflight import resolve_precision
 
     bf16 = resolve_precision("auto", "cpu") == "bf16-mixed"
     results: dict[str, Any] = {"bf16": bf16}

@@ -36,8 +36,8 @@ from benchmarks.measure import (
     show,
     start_with_large_pages,
 )
-from vitmae.models.flops import training_flops
-from vitmae.training.allocator import keep_freed_memory
+from vitmae.allocator import keep_freed_memory
+from vitmae.models.macs import training_flops
 
 _WARMUP = 4  # steps; by then a heap has its size
 

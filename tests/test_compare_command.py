@@ -93,7 +93,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
 
 def test_right_words_pass_the_checks_and_reach_the_plan(tmp_path, monkeypatch, capsys):
     planned = []
-    monkeypatch.setattr("vitmae.comparison.carry_out.carry_out", lambda rows, *others: planned.extend(rows) or iter(()))
+    monkeypatch.setattr("vitmae.comparison.runner.carry_out", lambda rows, *others: planned.extend(rows) or iter(()))
     words = [*WORDS, "evaluate=[limit=50,data.batch_size=8]", "train=[compile=false]", "mae=[model.mask_ratio=0.5]"]
     done = run_command(compare.main, f"out={tmp_path / 'c'}", *words, capsys=capsys)
     assert (done.code, done.err) == (0, "")

@@ -15,11 +15,11 @@ from tests.training.standin import QUIET
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.config import config_dir, plain
+from vitmae.recipe import param_groups
+from vitmae.runs.checkpoint_file import read_checkpoint
 from vitmae.train import main
-from vitmae.training.checkpoints import read_checkpoint
-from vitmae.training.optim import param_groups
-from vitmae.weights import own
 from vitmae.weights.read import read_weights
+from vitmae.weights.saved import read_saved, rebuild
 
 pytestmark = QUIET
 
@@ -243,7 +243,7 @@ def test_what_is_loaded_of_a_run_with_an_average_is_the_average_and_the_load_say
     content = read_checkpoint(run / "checkpoints" / "best.ckpt")
     weight = "backbone.vit.blocks.0.mlp.fc1.weight"
     assert not torch.equal(content["state_dict"][weight], content["current_model_state"][weight])
-    assert torch.equal(own.rebuild(own.read(run)).state_dict()[weight], content["state_dict"][weight])
+    assert torch.equal(rebuild(read_saved(run)).state_dict()[weight], content["state_dict"][weight])
     assert torch.equal(read_weights(str(run)).state[weight], content["state_dict"][weight])
     assert "(EMA, 0.99)" in train("model=vit", f"backbone.weights={run}", *SHORT).out
     kept = (run / "effects.txt").read_text()

@@ -15,7 +15,7 @@ import torch
 
 import vitmae
 from tests.command_line import run_command
-from tests.inference.parts import image_folder, saved_run
+from tests.trained.parts import image_folder, saved_run
 from tests.weights.parts import Evil
 from vitmae import embed, export, reconstruct
 

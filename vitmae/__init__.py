@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vitmae.inference.model import Model
+    from vitmae.trained.model import Model
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,6 @@ def load(path: "str | Path", device: "str | torch.device | None" = None) -> "Mod
     Raises:
         vitmae.errors.UserError: there is none, or it is damaged.
     """
-    from vitmae.inference.model import open_model  # heavy, and `import vitmae` is not
+    from vitmae.trained.model import open_model  # heavy, and `import vitmae` is not
 
     return open_model(path, device)

@@ -26,12 +26,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from vitmae.allocator import use_large_pages
 from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
 from vitmae.errors import UserError
-from vitmae.training.allocator import use_large_pages
-from vitmae.training.ending import ABORTED, FAULT, report
-from vitmae.training.launch import RANK_MARKERS, current_launch
-from vitmae.training.run_directory import claim_directory
+from vitmae.runs.directory import claim_directory
+from vitmae.runs.exit import ABORTED, FAULT, report
+from vitmae.runs.launch import RANK_MARKERS, current_launch
 
 _SWEEP = {"-m", "--multirun"}
 

@@ -13,7 +13,7 @@ from vitmae.command import call_target, command, compose, split_arguments, store
 from vitmae.comparison.plan import Method
 from vitmae.config import check_settings, config_dir
 from vitmae.errors import UserError
-from vitmae.evaluation.names import Probe
+from vitmae.evaluation.probe_names import Probe
 
 _TRAINING = ("data", "backbone", "trainer", "logger", "compile", "checkpoint", "panel", "probe", "experiment",
              "weights_min_match")  # fmt: skip
@@ -60,12 +60,12 @@ def compare(
     Raises:
         UserError: a setting is wrong, or a job failed.
     """
-    from vitmae.comparison.carry_out import Stopped, carry_out
     from vitmae.comparison.plan import Design, plan
     from vitmae.comparison.report import accuracy_table, write_report
     from vitmae.comparison.results import gather
+    from vitmae.comparison.runner import Stopped, carry_out
+    from vitmae.runs.exit import INTERRUPTED, short
     from vitmae.tables import as_lines
-    from vitmae.training.ending import INTERRUPTED, short
 
     design = Design(methods, seeds, labels, probes, base_lrs, train, pretrain, masked_patch, mae, supervised, finetune,
                     scratch, evaluate)  # fmt: skip
@@ -97,7 +97,7 @@ def _check_training(words: Sequence[str]) -> None:
     Raises:
         UserError: see `vitmae.command.compose` and `vitmae.config.check_settings`.
     """
-    from vitmae.training.fit import check_devices, resolve_precision
+    from vitmae.runs.preflight import check_devices, resolve_precision
 
     settings = compose(words)
     trainer = settings["trainer"]

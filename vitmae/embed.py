@@ -25,10 +25,10 @@ def embed(
     """Write one vector per image into a table.
 
     Args:
-        ckpt: see `vitmae.inference.model.find_model`.
-        images: see `vitmae.inference.images.FolderImages`.
+        ckpt: see `vitmae.trained.model.find_model`.
+        images: see `vitmae.trained.images.FolderImages`.
         out: the Parquet file.
-        pooling: see `vitmae.inference.model.Model.encode`.
+        pooling: see `vitmae.trained.model.Model.encode`.
         batch_size: images at once.
         num_workers: processes that decode.
         on_error: what to do with an image that cannot be read.
@@ -36,7 +36,7 @@ def embed(
         runs: where ``ckpt=last`` looks.
 
     Raises:
-        UserError: see `vitmae.inference.embedding.embed_folder`.
+        UserError: see `vitmae.trained.embed_folder.embed_folder`.
     """
     table = Path(out).expanduser()
     if table.suffix != ".parquet":
@@ -44,9 +44,9 @@ def embed(
     require_at_least(1, batch_size=batch_size)
     require_at_least(0, num_workers=num_workers)
 
-    from vitmae.inference.embedding import embed_folder
-    from vitmae.inference.images import FolderImages
-    from vitmae.inference.model import find_model, open_model
+    from vitmae.trained.embed_folder import embed_folder
+    from vitmae.trained.images import FolderImages
+    from vitmae.trained.model import find_model, open_model
 
     model = open_model(find_model(ckpt, runs), device)
     folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from vitmae.command import call_target, command, require_at_least, split_arguments, store_node
 from vitmae.config import config_dir
 from vitmae.errors import UserError
-from vitmae.evaluation.names import Probe
+from vitmae.evaluation.probe_names import Probe
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def evaluate(
     """Run probes, print a table, and write it as JSON, Markdown and CSV.
 
     Args:
-        ckpt: see `vitmae.inference.model.find_model`.
+        ckpt: see `vitmae.trained.model.find_model`.
         data: the images.
         knn: a probe, as the five that follow; see `vitmae.evaluation.probes`.
         linear: a probe.
@@ -72,18 +72,18 @@ def evaluate(
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
     from vitmae.evaluation import scores as scoring
-    from vitmae.evaluation.choice import choose_probes, choose_split, read_saved
-    from vitmae.evaluation.encoder import Encoder, FeatureStore
+    from vitmae.evaluation.choice import choose_probes, choose_split, read_for
+    from vitmae.evaluation.feature_store import Encoder, FeatureStore
+    from vitmae.evaluation.probe_data import VAL_FRACTION, Sets
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
-    from vitmae.evaluation.sets import VAL_FRACTION, Sets
-    from vitmae.inference.device import find_device
-    from vitmae.inference.model import find_model
-    from vitmae.training.ending import short
-    from vitmae.training.fit import resolve_precision
-    from vitmae.weights import own
+    from vitmae.runs.exit import short
+    from vitmae.runs.preflight import resolve_precision
+    from vitmae.trained.device import find_device
+    from vitmae.trained.model import find_model
+    from vitmae.weights.saved import home_of
 
     place = find_device(device)
-    saved = read_saved(find_model(ckpt, runs), data)
+    saved = read_for(data, find_model(ckpt, runs))
     data.prepare()
     scored = choose_split(data, split)
     probes = {"knn": knn, "linear": linear, "logistic": logistic, "fewshot": fewshot, "attentive": attentive,
@@ -92,7 +92,7 @@ def evaluate(
     autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
     root = Path(features).expanduser() if features else cache_dir() / "features"
     path = Path(out).expanduser() if out else (
-        own.home(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")  # fmt: skip
+        home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")  # fmt: skip
     make_folder(path.parent, f"out={path}")                                  # before hours are spent
     make_folder(root, f"features={root}")
     images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}

@@ -22,7 +22,7 @@ def export(
     """Write a trained model into a folder, and perhaps onto the hub.
 
     Args:
-        ckpt: see `vitmae.inference.model.find_model`.
+        ckpt: see `vitmae.trained.model.find_model`.
         format: see `vitmae.weights.write`.
         what: with decoder or head, or without.
         out: the folder; None: ``export/<format>-<what>`` in the run's directory, or beside the file.
@@ -32,16 +32,17 @@ def export(
     Raises:
         UserError: see `vitmae.weights.write.write_weights` and `vitmae.weights.hub.push_bundle`.
     """
-    from vitmae.inference.model import find_model
-    from vitmae.weights import hub, own
+    from vitmae.trained.model import find_model
+    from vitmae.weights import hub
+    from vitmae.weights.saved import home_of, read_saved
     from vitmae.weights.write import write_weights
 
     if push is not None:
         if format != "bundle":
             raise UserError(f"push={push} hands over a bundle: leave out format={format}")
         hub.check_repository(push)
-    saved = own.read(find_model(ckpt, runs))
-    folder = Path(out).expanduser() if out else own.home(saved.path) / "export" / f"{format}-{what}"
+    saved = read_saved(find_model(ckpt, runs))
+    folder = Path(out).expanduser() if out else home_of(saved.path) / "export" / f"{format}-{what}"
     for path in write_weights(saved, format, what, folder):
         _log.info("%s  %s kB", path, f"{path.stat().st_size / 1e3:,.0f}")
     if push is not None:

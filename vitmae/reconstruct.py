@@ -28,10 +28,10 @@ def reconstruct(
     """Hide a part of each image, predict it, and write how well that went.
 
     Args:
-        ckpt: see `vitmae.inference.model.find_model`.
-        images: see `vitmae.inference.images.FolderImages`.
+        ckpt: see `vitmae.trained.model.find_model`.
+        images: see `vitmae.trained.images.FolderImages`.
         out: a folder to be made.
-        mask: see `vitmae.inference.reconstruction.read_mask`.
+        mask: see `vitmae.trained.reconstruct_folder.read_mask`.
         passes: how many masks hide each patch once, instead of `mask`.
         panels: how many pictures to draw; None: of all images.
         batch_size: images at once.
@@ -42,16 +42,16 @@ def reconstruct(
         runs: where ``ckpt=last`` looks.
 
     Raises:
-        UserError: see `vitmae.inference.reconstruction.reconstruct_folder`.
+        UserError: see `vitmae.trained.reconstruct_folder.reconstruct_folder`.
     """
     if mask is not None and passes is not None:
         raise UserError(f"mask={mask} and passes={passes} exclude each other: passes hides each patch once")
     require_at_least(1, batch_size=batch_size)
     require_at_least(0, panels=panels, num_workers=num_workers)
 
-    from vitmae.inference.images import FolderImages
-    from vitmae.inference.model import find_model, open_model
-    from vitmae.inference.reconstruction import read_mask, reconstruct_folder
+    from vitmae.trained.images import FolderImages
+    from vitmae.trained.model import find_model, open_model
+    from vitmae.trained.reconstruct_folder import read_mask, reconstruct_folder
 
     model = open_model(find_model(ckpt, runs), device)
     model.require_decoder()

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from vitmae.command import command, quoted, split_arguments, store_settings
 from vitmae.config import build, check_settings, plain, takes
 from vitmae.errors import UserError
-from vitmae.training.ending import ending, short
-from vitmae.training.launch import Launch, current_launch
-from vitmae.training.resume import find_resumption
-from vitmae.training.run_directory import RunDirectory
-from vitmae.training.sweep import report_sweep
+from vitmae.runs.directory import RunDirectory
+from vitmae.runs.exit import ending, short
+from vitmae.runs.launch import Launch, current_launch
+from vitmae.runs.resume import find_resumption
+from vitmae.runs.sweep import report_sweep
 
 _RESUMED = "resumed_run"
 _log = logging.getLogger(__name__)
@@ -55,14 +55,15 @@ def _train(
 ) -> float:
     import torch
 
+    from vitmae.runs.interruption import Interruption
+    from vitmae.runs.preflight import check_devices, resolve_precision
     from vitmae.training.averaging import WeightAverage
     from vitmae.training.checkpoints import Checkpoints
-    from vitmae.training.effects import Effects
-    from vitmae.training.fit import check_devices, fit, resolve_precision
-    from vitmae.training.interruption import Interruption
+    from vitmae.training.fit import fit
     from vitmae.training.loggers import MetricsFile, log_figure
     from vitmae.training.online import LearnBaselines
     from vitmae.training.progress import Progress
+    from vitmae.training.setup_report import Effects
     from vitmae.training.step_log import StepLog
 
     trainer = settings["trainer"]

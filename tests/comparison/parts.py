@@ -36,7 +36,7 @@ def finish(job, accuracy=0.5, steps=10, best=None, split="test"):
         return
     model = next(word.removeprefix("model=") for word in job.words if word.startswith("model="))
     (job.place / "figures").mkdir(parents=True)
-    node = {"_target_": TARGETS[model], "optimizer": {"_target_": "vitmae.training.optim.Recipe"}}
+    node = {"_target_": TARGETS[model], "optimizer": {"_target_": "vitmae.recipe.Recipe"}}
     node |= {"num_classes": None} if model == "vit" else {}
     config = {"model": node, "backbone": DIGITS_BACKBONE, "trainer": {"num_nodes": 1, "accumulate_grad_batches": 2},
               "data": {"batch_size": 64, "in_chans": 1, "img_size": 8}}  # fmt: skip

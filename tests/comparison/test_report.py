@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.comparison.parts import finish, planned
-from vitmae.comparison.carry_out import chosen
 from vitmae.comparison.report import accuracy_table, commands, cost_table, write_report
 from vitmae.comparison.results import Key, cost, curve, gather
-from vitmae.figures.reconstruction import reconstruction_figure
+from vitmae.comparison.runner import chosen
+from vitmae.plots.reconstruction import reconstruction_figure
 from vitmae.probes.confidence import wilson_interval
 
 

@@ -14,7 +14,7 @@ from vitmae.data import readers
 from vitmae.data.augment import OPERATIONS, Amount, RandAugment, RandomErasing
 from vitmae.data.datamodule import ImageData
 from vitmae.data.decode import decode
-from vitmae.data.folder import Folder
+from vitmae.data.sources.folder import Folder
 from vitmae.randomness import fold_indices
 
 GREY = (128, 128, 128)

@@ -6,12 +6,13 @@ import torch
 
 from tests.data.builders import Tensors, encode, picture, write_classes
 from vitmae.batch import Batch
-from vitmae.data import intake, readers
+from vitmae.data import preload as intake
+from vitmae.data import readers
 from vitmae.data.datamodule import ImageData
-from vitmae.data.digits import Digits
-from vitmae.data.folder import Folder
 from vitmae.data.settings import workers_for
-from vitmae.data.shapes import Shapes
+from vitmae.data.sources.digits import Digits
+from vitmae.data.sources.folder import Folder
+from vitmae.data.sources.shapes import Shapes
 from vitmae.errors import UserError
 
 FILES = {"source": Folder(), "img_size": 32, "in_chans": 3, "batch_size": 4, "crop": "random_resized", "hflip": True}

@@ -9,9 +9,9 @@ import torch
 
 from tests.data.builders import Tensors, encode, picture, write_classes
 from vitmae.data.datamodule import ImageData
-from vitmae.data.folder import Folder
 from vitmae.data.loader import Loader
 from vitmae.data.samplers import ShuffledRequests
+from vitmae.data.sources.folder import Folder
 from vitmae.errors import UserError
 
 

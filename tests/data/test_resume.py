@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.data.builders import Tensors, write_classes
 from vitmae.data.datamodule import ImageData
-from vitmae.data.folder import Folder
+from vitmae.data.sources.folder import Folder
 from vitmae.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(

@@ -4,13 +4,13 @@ import torch
 
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
-from vitmae.evaluation.encoder import Encoder, FeatureStore
-from vitmae.evaluation.sets import Sets
-from vitmae.weights import own
+from vitmae.evaluation.feature_store import Encoder, FeatureStore
+from vitmae.evaluation.probe_data import Sets
+from vitmae.weights.saved import read_saved
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
 DATA = {
-    "_target_": "vitmae.data.datamodule.ImageData", "source": {"_target_": "vitmae.data.digits.Digits"},
+    "_target_": "vitmae.data.datamodule.ImageData", "source": {"_target_": "vitmae.data.sources.digits.Digits"},
     "img_size": [8, 8], "in_chans": 1, "batch_size": 64, "num_workers": 0, "val_fraction": 0.2, "train_fraction": 0.3,
     "seed": 0, "crop": "none", "hflip": True, "stats": {"mean": [0.3], "std": [0.4]}, "crop_pct": 1.0,
     "drop_last": False,
@@ -32,7 +32,7 @@ def digits_data(**changed):
 
 
 def sets_of(folder, root, *, scored="test", limit=None, data=None, token_images=None, **encoder):
-    saved = own.read(folder)
+    saved = read_saved(folder)
     data = data or digits_data()
     made = Encoder(saved, device=torch.device("cpu"), **encoder)
     return Sets(made, FeatureStore(made, data, root, limit=limit, token_images=token_images), data, scored, seed=0)

@@ -8,6 +8,7 @@ from tests.evaluation.parts import digits_data, digits_run, sets_of
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.errors import UserError
+from vitmae.evaluation.probe_data import AugmentedFeatures
 from vitmae.evaluation.probes import (
     KNN,
     Attentive,
@@ -18,9 +19,8 @@ from vitmae.evaluation.probes import (
     Linear,
     Logistic,
 )
-from vitmae.evaluation.sets import AugmentedFeatures
 from vitmae.probes.features import Features
-from vitmae.weights import own
+from vitmae.weights.saved import read_saved
 from vitmae.weights.write import write_weights
 
 SHORT = {"epochs": 2, "warmup_epochs": 1}
@@ -160,7 +160,7 @@ def test_a_classifier_with_room_for_more_classes_is_scored(tmp_path, cache):
 
 
 def test_an_encoder_alone_has_no_classifier(tmp_path, cache):
-    saved = own.read(digits_run(tmp_path / "run", "vit", num_classes=10))
+    saved = read_saved(digits_run(tmp_path / "run", "vit", num_classes=10))
     write_weights(saved, "bundle", "encoder", tmp_path / "bundle")
     with pytest.raises(UserError, match="fine-tune it with model=vit"):
         Classifier().run(sets_of(tmp_path / "bundle", cache))
@@ -193,7 +193,7 @@ def test_an_augmented_epoch_has_its_steps_however_images_are_loaded(run, cache, 
 
 @pytest.mark.parametrize("scored", ["test", "val"])
 def test_dense_reads_pixels_of_the_images_that_its_tokens_are_of(tmp_path, cache, scored):
-    source = {"_target_": "vitmae.data.shapes.Shapes", "num_train": 48, "num_val": 16, "num_test": 16}
+    source = {"_target_": "vitmae.data.sources.shapes.Shapes", "num_train": 48, "num_val": 16, "num_test": 16}
     backbone = {"img_size": [16, 16], "in_chans": 3, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     data = {"_target_": "vitmae.data.datamodule.ImageData", "source": source, "img_size": 16, "in_chans": 3,
             "batch_size": 8, "num_workers": 0}  # fmt: skip

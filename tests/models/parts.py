@@ -8,7 +8,7 @@ from vitmae.models.mae import MAE
 from vitmae.models.masked_patch import MaskedPatch
 from vitmae.models.supervised import Supervised
 from vitmae.randomness import fold_indices
-from vitmae.training.optim import Recipe
+from vitmae.recipe import Recipe
 
 OBJECTIVES = {"mae": MAE, "masked_patch": MaskedPatch, "vit": Supervised}
 

@@ -7,9 +7,9 @@ from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.errors import UserError
 from vitmae.models.mae import MAE
+from vitmae.recipe import Recipe
 from vitmae.tokens.masking import draw_mask, mask_from_scores
 from vitmae.tokens.patches import gather_tokens, paint, patchify
-from vitmae.training.optim import Recipe
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_mae_baselines_are_the_errors_of_constant_predictions(settings):
 
 
 def test_statistics_of_another_channel_count_are_refused():
-    from vitmae.training.optim import Recipe
+    from vitmae.recipe import Recipe
 
     with pytest.raises(UserError, match="1 channels and the images 3"):
         Supervised(tiny_backbone(), Recipe(), [0.5], [0.5], num_classes=3)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.errors import UserError
 from vitmae.models.supervised import topk_accuracy
-from vitmae.training.optim import Recipe, param_groups
+from vitmae.recipe import Recipe, param_groups
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch14_reg4_dinov2"])

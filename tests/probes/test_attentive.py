@@ -7,8 +7,8 @@ from vitmae.errors import UserError
 from vitmae.probes.attentive import AttentiveHead, attentive
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
+from vitmae.probes.head_training import Standardize
 from vitmae.probes.logistic import logistic
-from vitmae.probes.sweep import Standardize
 from vitmae.randomness import generator
 
 SETTINGS = {"base_lrs": (1e-4, 3e-2), "epochs": 20, "warmup_epochs": 2, "batch_size": 64, "num_heads": 2}

@@ -7,7 +7,7 @@ from sklearn.metrics import jaccard_score
 from vitmae.errors import UserError
 from vitmae.probes.dense import DenseHead, SegmentedSet, dense, mean_iou, overlaps, pixel_loss
 from vitmae.probes.features import Features
-from vitmae.probes.sweep import Standardize
+from vitmae.probes.head_training import Standardize
 from vitmae.randomness import generator
 
 SETTINGS = {"base_lrs": (1e-4, 1.0), "epochs": 15, "warmup_epochs": 1, "batch_size": 16}

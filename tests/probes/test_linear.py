@@ -10,8 +10,8 @@ from tests.probes.parts import clusters, permuted_labels
 from vitmae.errors import UserError
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
+from vitmae.probes.head_training import warmup_cosine
 from vitmae.probes.linear import LinearHeads, choose_and_test, fit_heads, linear
-from vitmae.probes.sweep import warmup_cosine
 from vitmae.randomness import generator
 
 BASE_LRS = (0.3, 3.0, 30.0)

@@ -5,8 +5,8 @@ from lightning import Trainer
 from tests.models.parts import OBJECTIVES
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.data.datamodule import ImageData
-from vitmae.data.digits import Digits
-from vitmae.training.optim import Recipe
+from vitmae.data.sources.digits import Digits
+from vitmae.recipe import Recipe
 
 
 def digits(**settings):

@@ -11,11 +11,11 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vitmae.runs.directory import RunDirectory
+from vitmae.runs.interruption import Interruption
+from vitmae.runs.launch import Launch
 from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from vitmae.training.fit import NOT_FOR_USERS
-from vitmae.training.interruption import Interruption
-from vitmae.training.launch import Launch
-from vitmae.training.run_directory import RunDirectory
 
 QUIET = [pytest.mark.filterwarnings(f"ignore:.*{message}") for message in NOT_FOR_USERS]
 SETTINGS = {"model": {"mask_ratio": 0.75}, "choices": {"model": "mae", "logger": ["wandb", "csv"]}, "name": "standin"}

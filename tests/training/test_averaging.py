@@ -7,9 +7,10 @@ from tests.training.runs import digits, tiny_objective, trainer
 from tests.training.standin import QUIET, SETTINGS, KillBefore, Numbers, Weights, new_run, new_trainer, train
 from vitmae.errors import UserError
 from vitmae.probes.features import extract
+from vitmae.runs.checkpoint_file import read_checkpoint
+from vitmae.runs.interruption import Interruption
 from vitmae.training.averaging import WeightAverage, decay_at
-from vitmae.training.checkpoints import Checkpoints, read_checkpoint
-from vitmae.training.interruption import Interruption
+from vitmae.training.checkpoints import Checkpoints
 from vitmae.training.online import OnlineProbe
 
 pytestmark = QUIET

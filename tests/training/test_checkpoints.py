@@ -17,9 +17,10 @@ from tests.training.standin import (
     train,
 )  # fmt: skip
 from vitmae.errors import UserError
+from vitmae.runs.checkpoint_file import read_checkpoint
+from vitmae.runs.interruption import Interrupted, Interruption
 from vitmae.training import checkpoints as module
-from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint
-from vitmae.training.interruption import Interrupted, Interruption
+from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
 
 pytestmark = QUIET
 
@@ -175,12 +176,12 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": Payload()}, "not safe to load"),
+        ({"state_dict": Payload()}, "pickled code or objects"),
         (b"PK\x03\x04 half a file", "is damaged"),
         (b"", "is damaged"),
         (b"PK", "is damaged"),
         ({"state_dict": {}}, "is not a checkpoint of this project"),
-        ([1, 2], "is not a checkpoint of this project"),
+        ([1, 2], "holds no weights"),
         ({"vitmae_format": module.FORMAT + 1}, "newer vitmae"),
         (None, "there is no such file"),
     ],

@@ -7,9 +7,11 @@ from lightning import Callback, Trainer
 
 from tests.training.standin import QUIET, SETTINGS, Numbers, Weights, new_run
 from vitmae.errors import UserError
-from vitmae.training.checkpoints import Checkpoints, read_checkpoint
-from vitmae.training.fit import check_devices, fit, resolve_precision
-from vitmae.training.interruption import Interruption
+from vitmae.runs.checkpoint_file import read_checkpoint
+from vitmae.runs.interruption import Interruption
+from vitmae.runs.preflight import check_devices, resolve_precision
+from vitmae.training.checkpoints import Checkpoints
+from vitmae.training.fit import fit
 from vitmae.training.loggers import MetricsFile, read_metrics
 from vitmae.training.progress import Progress
 
@@ -115,7 +117,7 @@ def test_a_checkpoint_of_another_shape_is_one_line_that_names_what_does_not_fit(
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     run = new_run(tmp_path)
     run.last.write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be read as a checkpoint: it is damaged"):
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
         run_fit(run, ckpt=run.last, max_epochs=1)
 
 

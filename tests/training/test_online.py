@@ -9,10 +9,10 @@ from lightning.pytorch.loggers import Logger
 from tests.models.parts import OBJECTIVES
 from tests.training.runs import digits, tiny_objective, trainer
 from vitmae.errors import UserError
+from vitmae.runs.directory import RunDirectory
+from vitmae.runs.interruption import Interruption
 from vitmae.training.checkpoints import Checkpoints
-from vitmae.training.interruption import Interruption
 from vitmae.training.online import LearnBaselines, OnlineProbe, Panels
-from vitmae.training.run_directory import RunDirectory
 from vitmae.training.step_log import StepLog
 
 

@@ -24,7 +24,7 @@ def settings(kind="mae", backbone=None, **model):
     if kind == "vit":
         model = {"num_classes": None} | model
     return {
-        "model": {"_target_": TARGETS[kind], "optimizer": {"_target_": "vitmae.training.optim.Recipe"}} | model,
+        "model": {"_target_": TARGETS[kind], "optimizer": {"_target_": "vitmae.recipe.Recipe"}} | model,
         "backbone": {"_target_": "vitmae.backbones.timm_vit.TimmViT"} | backbone,
         "data": {"img_size": backbone["img_size"], "in_chans": backbone["in_chans"], "crop_pct": None},
         "name": f"{kind}-test",

@@ -5,7 +5,7 @@ import torch
 
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae import train
-from vitmae.weights import own
+from vitmae.weights.saved import read_saved, rebuild
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2}
 BUDGET = ["logger=none", "data.num_workers=0", "trainer.accelerator=cpu", "trainer.max_epochs=1",
@@ -32,13 +32,13 @@ def test_a_run_begins_with_the_weights_that_it_is_given_says_so_and_remembers_th
     output = capsys.readouterr().out
     assert "100.0% loaded" in output
     assert "does not allow commercial use" in output
-    saved = own.read(folder)
+    saved = read_saved(folder)
     assert saved.facts["license"] == "cc-by-nc-4.0"
     assert saved.facts["initial_weights"] == str(path)
     assert saved.facts["class_names"] == list("0123456789")
     trained, began = saved.state["backbone.vit.blocks.1.mlp.fc1.weight"], mae.backbone.vit.blocks[1].mlp.fc1.weight
     assert torch.allclose(trained, began, atol=1e-6)
-    own.rebuild(saved)
+    rebuild(saved)
 
 
 def test_a_resumed_run_does_not_load_them_again_and_still_knows_them(tmp_path, pretrained):
@@ -47,7 +47,7 @@ def test_a_resumed_run_does_not_load_them_again_and_still_knows_them(tmp_path, p
     assert run(folder, "model=mae", f"model.weights={path}", "model.decoder_depth=4") == 0
     path.unlink()
     assert train.main([f"ckpt={folder}", "trainer.max_epochs=2"]) == 0
-    saved = own.read(folder / "checkpoints" / "last.ckpt")
+    saved = read_saved(folder / "checkpoints" / "last.ckpt")
     assert saved.facts["initial_weights"] == str(path)
     assert saved.facts["license"] == "cc-by-nc-4.0"
 

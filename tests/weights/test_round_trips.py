@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.weights.parts import build, save_checkpoint, settings
-from vitmae.weights import own
 from vitmae.weights.load import load_weights
 from vitmae.weights.read import read_weights
+from vitmae.weights.saved import read_saved
 from vitmae.weights.write import write_weights
 
 SQUARE = {"img_size": [16, 16]}
@@ -36,7 +36,7 @@ def written(made, kind, model, layout, what, folder):
     path = save_checkpoint(folder / "run.ckpt", made, settings(kind, SQUARE, **dict(model)), class_names=list("abcdefghij"))
     if layout == "checkpoint":
         return str(path)
-    write_weights(own.read(path), layout, what, folder / layout)
+    write_weights(read_saved(path), layout, what, folder / layout)
     return str(next((folder / layout).glob("*.pth")) if layout == "fair" else folder / layout)
 
 

@@ -15,8 +15,8 @@ from transformers import AutoImageProcessor, ViTForImageClassification, ViTMAEFo
 
 from tests.weights.parts import build, given_mask, random_images, save_checkpoint, settings
 from vitmae.errors import UserError
-from vitmae.weights import own
 from vitmae.weights.read import read_weights
+from vitmae.weights.saved import read_saved, rebuild
 from vitmae.weights.write import write_weights
 
 SQUARE = {"img_size": [24, 24]}
@@ -28,7 +28,7 @@ CLASSES = list("abcdefghij")
 def saved_model(folder, kind="mae", backbone=SQUARE, facts=None, **model):
     made = build(kind, backbone, **model)
     path = save_checkpoint(folder / "run.ckpt", made, settings(kind, backbone, **model), **facts or {})
-    return made, own.read(path)
+    return made, read_saved(path)
 
 
 def export(folder, layout, what="full", kind="mae", backbone=SQUARE, **model):
@@ -198,9 +198,9 @@ def test_a_bundle_says_all_there_is_to_say(tmp_path):
     assert about["architecture"]["grid_size"] == [4, 6]
     assert about["architecture"]["in_chans"] == 3
     assert about["mean"] == vit.mean.flatten().tolist()
-    again = own.read(tmp_path / "bundle")
+    again = read_saved(tmp_path / "bundle")
     assert again.settings == saved.settings
-    assert all(torch.equal(tensor, vit.state_dict()[name]) for name, tensor in own.rebuild(again).state_dict().items())
+    assert all(torch.equal(tensor, vit.state_dict()[name]) for name, tensor in rebuild(again).state_dict().items())
 
 
 def test_a_bundles_card_has_the_hubs_metadata_and_warns_of_the_licence(tmp_path):
@@ -222,9 +222,9 @@ def test_a_bundles_card_has_the_hubs_metadata_and_warns_of_the_licence(tmp_path)
 
 def test_an_encoders_bundle_is_built_again_and_exports_no_decoder(tmp_path):
     mae, folder = export(tmp_path, "bundle", "encoder")
-    saved = own.read(folder)
+    saved = read_saved(folder)
     images = random_images(mae.backbone)
-    assert torch.equal(own.rebuild(saved).backbone(images), mae.backbone(images))
+    assert torch.equal(rebuild(saved).backbone(images), mae.backbone(images))
     with pytest.raises(UserError, match="holds an encoder alone"):
         write_weights(saved, "fair", "full", tmp_path / "fair")
     write_weights(saved, "fair", "encoder", tmp_path / "fair")
@@ -264,6 +264,6 @@ def test_a_format_that_cannot_hold_the_model_says_so_in_one_line_and_leaves_noth
 def test_nothing_is_written_over(tmp_path):
     _, folder = export(tmp_path, "bundle")
     with pytest.raises(UserError, match="is there already"):
-        write_weights(own.read(folder), "bundle", "full", folder)
+        write_weights(read_saved(folder), "bundle", "full", folder)
     with pytest.raises(UserError, match="format is one of"):
-        write_weights(own.read(folder), "tensorflow", "full", tmp_path / "tf")
+        write_weights(read_saved(folder), "tensorflow", "full", tmp_path / "tf")

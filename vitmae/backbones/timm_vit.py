@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, init_xavier
-from vitmae.backbones.layers import linear, read_tokens, use_fast_layers
+from vitmae.backbones.blocks import linear, read_tokens, use_fast_layers
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions

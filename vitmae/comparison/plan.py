@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitmae.errors import UserError
-from vitmae.evaluation.names import Probe
+from vitmae.evaluation.probe_names import Probe
 
 Method = Literal["scratch", "masked_patch", "mae", "supervised"]
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]

@@ -12,10 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from vitmae.atomic import atomic_write
-from vitmae.comparison.carry_out import chosen
 from vitmae.comparison.plan import Design, Row
 from vitmae.comparison.results import Cell, Cost, Results
-from vitmae.figures.comparison import accuracy_figure, curves_figure
+from vitmae.comparison.runner import chosen
+from vitmae.plots.comparison import accuracy_figure, curves_figure
 from vitmae.tables import Table, as_markdown
 
 TITLES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vitmae.comparison.carry_out import chosen, is_done, seconds_of
 from vitmae.comparison.plan import Job, Method, Row
+from vitmae.comparison.runner import chosen, is_done, seconds_of
 from vitmae.config import build
 from vitmae.evaluation import scores as scoring
 from vitmae.evaluation.scores import Score
@@ -177,7 +177,7 @@ def cost(job: Job, folder: Path) -> Cost:
     """What a finished training run took; its FLOPs are counted on a model without memory."""
     from omegaconf import OmegaConf
 
-    from vitmae.models.flops import training_flops
+    from vitmae.models.macs import training_flops
 
     settings = OmegaConf.to_container(OmegaConf.load(job.place / "config.yaml"))
     assert isinstance(settings, dict)

@@ -17,8 +17,8 @@ from lightning import LightningDataModule
 from vitmae.batch import Batch
 from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest, remember
-from vitmae.data.intake import take_in
 from vitmae.data.loader import Loader, Requests
+from vitmae.data.preload import take_in
 from vitmae.data.readers import EncodedReader, FixedSizeReader
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
 from vitmae.data.settings import (

@@ -6,20 +6,20 @@ from typing import Any, Literal
 
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
-from vitmae.evaluation.encoder import Split
-from vitmae.evaluation.names import Probe
-from vitmae.weights import own
+from vitmae.evaluation.feature_store import Split
+from vitmae.evaluation.probe_names import Probe
+from vitmae.weights.saved import Saved, read_saved
 
 _WITHOUT_LABELS = ("collapse", "dense")
 
 
-def read_saved(path: Path, data: ImageData) -> own.Saved:
+def read_for(data: ImageData, path: Path) -> Saved:
     """Read a checkpoint and compare it with the images that it is to see.
 
     Raises:
         UserError: it is none of this project, or it sees another number of channels.
     """
-    saved = own.read(path)
+    saved = read_saved(path)
     channels = saved.settings["backbone"]["in_chans"]
     if data.in_chans != channels:
         raise UserError(f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
@@ -39,7 +39,7 @@ def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split
 
 
 def choose_probes(
-    probe: Literal["all"] | Probe | Sequence[Probe], data: ImageData, saved: own.Saved, *, most_logistic: int,
+    probe: Literal["all"] | Probe | Sequence[Probe], data: ImageData, saved: Saved, *, most_logistic: int,
     encoder: Literal["trained", "untrained", "both"] = "trained",
 ) -> list[Probe]:
     """The probes to run, each once.
@@ -77,7 +77,7 @@ def choose_probes(
     return names
 
 
-def require_same_classes(saved: own.Saved, objective: Any, data: ImageData) -> None:
+def require_same_classes(saved: Saved, objective: Any, data: ImageData) -> None:
     """Refuse a checkpoint without a trained classifier, or whose classes are not those of the data, in this order.
 
     Args:

@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 
 from vitmae.config import config_dir, did_you_mean
 from vitmae.errors import UserError
-from vitmae.inference.model import find_model
 from vitmae.tokens.patches import pair
-from vitmae.weights import own
+from vitmae.trained.model import find_model
+from vitmae.weights.saved import read_saved
 
 
 def of_run(ckpt: str, runs: str) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def of_run(ckpt: str, runs: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such checkpoint, or it does not say.
     """
-    saved = own.read(find_model(ckpt, runs))
+    saved = read_saved(find_model(ckpt, runs))
     if "data" not in saved.settings:
         raise UserError(f"{saved.path} does not say what it was trained on: give data=<choice>")
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))

@@ -14,8 +14,8 @@ import torch
 
 from vitmae.errors import UserError
 from vitmae.evaluation.choice import require_same_classes
+from vitmae.evaluation.probe_data import AugmentedFeatures, Sets
 from vitmae.evaluation.scores import Score, of_probe
-from vitmae.evaluation.sets import AugmentedFeatures, Sets
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
 

@@ -16,15 +16,15 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
-from vitmae.backbones.layers import read_tokens, use_fast_layers
+from vitmae.backbones.blocks import read_tokens, use_fast_layers
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.baselines import mean_over_patches, regression_baselines
 from vitmae.models.objective import Objective, Panel
+from vitmae.recipe import Recipe
 from vitmae.tokens.masking import Mask, MaskKind, check_mask, draw_mask, mask_from_tensor
 from vitmae.tokens.patches import gather_tokens, paint, patchify, standardize_patches, unpatchify
 from vitmae.tokens.positions import sincos_positions
-from vitmae.training.optim import Recipe
 
 _MIN_VALUES = 16  # per patch, for a standardised target to be the default
 

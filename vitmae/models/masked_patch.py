@@ -25,9 +25,9 @@ from vitmae.models.baselines import (
     regression_baselines,
 )
 from vitmae.models.objective import Objective, Panel
+from vitmae.recipe import Recipe
 from vitmae.tokens.masking import Corruption, corrupt, draw_corruption, num_visible
 from vitmae.tokens.patches import gather_tokens, patchify, unpatchify
-from vitmae.training.optim import Recipe
 
 PatchTarget = Literal["mean_color", "downsampled_color", "pixels"]
 

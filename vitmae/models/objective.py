@@ -10,12 +10,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from vitmae.allocator import keep_freed_memory
 from vitmae.backbones.backbone import Backbone, use_fused_attention
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.randomness import seed
-from vitmae.training.allocator import keep_freed_memory
-from vitmae.training.optim import Recipe, build_optimizer, build_schedule, param_groups
+from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
 
 
 class Panel(NamedTuple):

@@ -20,7 +20,7 @@ from vitmae.backbones.backbone import Backbone
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.objective import Objective
-from vitmae.training.optim import Recipe
+from vitmae.recipe import Recipe
 
 Pool = Literal["cls", "avg", "map"]
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels, require_patches
-from vitmae.probes.sweep import Standardize, check_sweep, fit_on_tokens, predict_on_tokens
+from vitmae.probes.head_training import Standardize, check_sweep, fit_on_tokens, predict_on_tokens
 from vitmae.randomness import generator
 
 BASE_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # per 256 images

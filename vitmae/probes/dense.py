@@ -18,7 +18,7 @@ from torch.nn import functional
 from vitmae.errors import UserError
 from vitmae.probes.confidence import Interval, bootstrap_ratio_interval
 from vitmae.probes.features import Features, require_patches
-from vitmae.probes.sweep import ROWS, Standardize, check_sweep, fit_on_tokens, predict_on_tokens
+from vitmae.probes.head_training import ROWS, Standardize, check_sweep, fit_on_tokens, predict_on_tokens
 from vitmae.randomness import generator
 from vitmae.tokens.patches import Size
 

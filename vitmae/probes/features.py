@@ -103,7 +103,7 @@ def extract(
     """Encode a whole set and keep the features in memory, on the CPU.
 
     At its largest, memory holds the result twice; what does not fit goes through `extract_batches` to
-    `vitmae.probes.store.write`.
+    `vitmae.probes.feature_cache.write`.
 
     Args: as `extract_batches`.
 

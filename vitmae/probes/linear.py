@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels
-from vitmae.probes.sweep import check_sweep, epoch_batches, warmup_cosine
+from vitmae.probes.head_training import check_sweep, epoch_batches, warmup_cosine
 from vitmae.randomness import generator
 
 # Per 256 images. The paper's is 0.1, for the million images of ImageNet. LARS moves a weight by a share of its norm

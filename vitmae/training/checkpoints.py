@@ -1,7 +1,6 @@
 """Checkpoints: `last.ckpt` to go on from, `best.ckpt` to use: tensors and plain Python types, never half a file."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,10 @@ from torch import Tensor
 
 from vitmae.atomic import atomic_replace, atomic_write
 from vitmae.errors import UserError
+from vitmae.runs.checkpoint_file import FORMAT, read_checkpoint
+from vitmae.runs.directory import RunDirectory
+from vitmae.runs.interruption import Interrupted, Interruption
 from vitmae.training.averaging import averages
-from vitmae.training.interruption import Interrupted, Interruption
-from vitmae.training.run_directory import RunDirectory
-
-FORMAT = 1
-"""Of the entries ``vitmae_*`` in a checkpoint; one more when an older version could not read them."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,28 +34,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Plain types and tensors only, on the CPU."""
         return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of this project on the CPU: Lightning's entries, and the settings under ``vitmae_config``.
-
-    Nothing is unpickled but tensors and plain types.
-
-    Raises:
-        UserError: if the file cannot be read, is not of this project, or of a newer format.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = "it holds objects that are not safe to load" if "GLOBAL" in str(error) else "it is damaged"
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(content, dict) or "vitmae_format" not in content:
-        raise UserError(f"{path} is not a checkpoint of this project")
-    if content["vitmae_format"] > FORMAT:
-        raise UserError(f"{path} was written by a newer vitmae: update this one")
-    return content
 
 
 class Checkpoints(Checkpoint):

@@ -16,10 +16,10 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitmae.errors import UserError
+from vitmae.runs.directory import RunDirectory
+from vitmae.runs.exit import watching_ranks
+from vitmae.runs.interruption import Interrupted, Interruption
 from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from vitmae.training.ending import watching_ranks
-from vitmae.training.interruption import Interrupted, Interruption
-from vitmae.training.run_directory import RunDirectory
 from vitmae.training.wandb_logger import Wandb
 
 NOT_FOR_USERS = (
@@ -30,40 +30,6 @@ NOT_FOR_USERS = (
     "LeafSpec",                                # between Lightning and torch
     "Grad strides do not match bucket view",   # of a patch projection with one channel
 )  # fmt: skip
-
-
-def resolve_precision(precision: str | int, accelerator: str) -> str | int:
-    """``auto`` in Lightning's terms: bf16-mixed where the device computes in it, else 32-true.
-
-    Args:
-        precision: the setting.
-        accelerator: Lightning's name of the device, ``auto`` among them.
-    """
-    if precision != "auto":
-        return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # bf16 that is emulated is slower than float32: these are the two instruction sets that have it
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        has_bf16 = accelerator in ("auto", "cpu") and any(getattr(torch.cpu, check, bool)() for check in checks)
-    return "bf16-mixed" if has_bf16 else "32-true"
-
-
-def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
-    """Compare what is asked for with what is there.
-
-    Raises:
-        UserError: if there is no GPU, or not as many as asked for.
-    """
-    if accelerator not in ("gpu", "cuda") or (accelerator == "gpu" and torch.backends.mps.is_available()):
-        return
-    there = torch.cuda.device_count()
-    if there == 0:
-        raise UserError(f"trainer.accelerator={accelerator}: no GPU is visible here: use trainer=cpu or trainer=auto")
-    asked = max(devices) + 1 if isinstance(devices, list) else int(devices) if str(devices).isdigit() else there
-    if asked > there:
-        raise UserError(f"trainer.devices={devices}: {there} GPUs are visible here: ask for fewer, or for -1 (all)")
 
 
 def fit(

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
-from vitmae.training.run_directory import RunDirectory
+from vitmae.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

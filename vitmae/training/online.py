@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from vitmae.batch import Batch
-from vitmae.figures.reconstruction import reconstruction_figure
+from vitmae.plots.reconstruction import reconstruction_figure
 from vitmae.probes.collapse import feature_std, rankme
 from vitmae.probes.features import Features, extract
 from vitmae.probes.knn import knn

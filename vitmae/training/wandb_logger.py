@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from vitmae.training.run_directory import RunDirectory
+from vitmae.errors import first_line
+from vitmae.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,10 +51,6 @@ def _host() -> str:
     import wandb
 
     return urlsplit(wandb.setup().settings.base_url).netloc
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class Wandb(Logger):
@@ -123,7 +120,7 @@ class Wandb(Logger):
 
             wandb.teardown()  # it holds the id of the run that did not come to be
             self._run = self._init("offline")
-            why = f", {_host()} cannot be used: {_first_line(error)}"
+            why = f", {_host()} cannot be used: {first_line(error)}"
         if self._run.offline:
             _log.info("W&B: offline%s; upload with: %s", why, self._sync_command())
         elif mode == "online":
@@ -151,7 +148,7 @@ class Wandb(Logger):
         except Exception as error:
             self._is_lost = True
             remedy = f"; upload the rest with: {self._sync_command()}" if self._run else ""
-            _log.warning("W&B: no longer logged, %s%s", _first_line(error), remedy)
+            _log.warning("W&B: no longer logged, %s%s", first_line(error), remedy)
 
     def _sync_command(self) -> str:
         return f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from vitmae.errors import UserError
-from vitmae.weights.files import first_line
+from vitmae.errors import UserError, first_line
 
 
 def check_repository(name: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vitmae.errors import UserError
-from vitmae.weights.fit import Fate, Fit, fit
+from vitmae.weights.matching import Fate, Fit, fit
 from vitmae.weights.read import read_weights
 from vitmae.weights.source import Source, is_commercial
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import timm
 
 from vitmae.errors import UserError
-from vitmae.weights import fair, google, hugging_face, own, timm_names
-from vitmae.weights.files import SUFFIXES, read_file, read_json
+from vitmae.tensor_files import SUFFIXES, read_file, read_json
+from vitmae.weights.formats import fair, google, hugging_face
+from vitmae.weights.formats import timm as timm_format
+from vitmae.weights.saved import as_source, find_saved, from_checkpoint, read_saved
 from vitmae.weights.source import Source, unreadable
 
 
@@ -29,7 +31,7 @@ def read_weights(source: str) -> Source:
         UserError: it is not there, cannot be fetched, is damaged or unsafe, or holds no vision transformer.
     """
     if not Path(source).expanduser().exists() and timm.is_model(source.removeprefix("timm/")):
-        return timm_names.download(source)
+        return timm_format.download(source)
     path = local(source)
     return _read_folder(path, source) if path.is_dir() else _read_file(path, source)
 
@@ -55,19 +57,19 @@ def local(source: str) -> Path:
 
 def _read_file(path: Path, name: str) -> Source:
     content = read_file(path)
-    saved = own.from_checkpoint(content, path)
+    saved = from_checkpoint(content, path)
     if saved is not None:
-        return own.as_source(saved, name)
-    source = fair.read(content, name) or google.read(content, name) or timm_names.read(content, name)
+        return as_source(saved, name)
+    source = fair.read(content, name) or google.read(content, name) or timm_format.read(content, name)
     if source is None:
         raise unreadable(name, f"none of its {len(content)} entries is the patch embedding of timm, FAIR or Google")
     return source
 
 
 def _read_folder(folder: Path, name: str) -> Source:
-    if own.find(folder) is not None:
-        return own.as_source(own.read(folder), name)
+    if find_saved(folder) is not None:
+        return as_source(read_saved(folder), name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no weights: a run directory, a bundle, or a folder with config.json is wanted")
-    source = timm_names.read_folder(folder, name) if "architecture" in read_json(folder / "config.json") else None
+    source = timm_format.read_folder(folder, name) if "architecture" in read_json(folder / "config.json") else None
     return source or hugging_face.read_folder(folder, name)

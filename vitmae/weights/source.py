@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitmae.errors import UserError
+from vitmae.errors import UserError, first_line
 from vitmae.tokens.patches import Size
 
 ENCODER = "backbone.vit."
@@ -118,3 +118,9 @@ def is_commercial(license_name: str | None) -> bool | None:
 def unreadable(name: str, expected: str) -> UserError:
     """What is said of weights that are not those of a vision transformer."""
     return UserError(f"{name} holds no vision transformer: {expected}")
+
+
+def not_fetched(name: str, error: Exception) -> UserError:
+    """What is said where the network is needed and does not answer."""
+    reason = first_line(error)
+    return UserError(f"{name} cannot be downloaded ({reason}): see to the network, or copy it here and give its path")

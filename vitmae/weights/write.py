@@ -17,16 +17,17 @@ from typing import Any, Literal, get_args
 
 from vitmae.atomic import make_folder
 from vitmae.errors import UserError
-from vitmae.weights import bundle, fair, graph, to_hugging_face, to_timm
-from vitmae.weights.own import Saved, rebuild
+from vitmae.weights.formats import bundle, fair, graph, hugging_face
+from vitmae.weights.formats import timm as timm_format
+from vitmae.weights.saved import Saved, rebuild
 
 Layout = Literal["bundle", "timm", "hf", "fair", "onnx", "torch_export"]
 What = Literal["encoder", "full"]
 
 _WRITERS: dict[str, Callable[[Any, Saved, str, Path], None]] = {
     "bundle": bundle.write,
-    "timm": to_timm.write,
-    "hf": to_hugging_face.write,
+    "timm": timm_format.write,
+    "hf": hugging_face.write,
     "fair": fair.write,
     "onnx": graph.write_onnx,
     "torch_export": graph.write_torch_export,
@@ -37,7 +38,7 @@ def write_weights(saved: Saved, layout: Layout, what: What, folder: Path) -> lis
     """Export a model; a failure leaves nothing behind.
 
     Args:
-        saved: see `vitmae.weights.own.read`.
+        saved: see `vitmae.weights.saved.read`.
         layout: the format.
         what: with decoder or head, or without.
         folder: to be made; it must not be there yet.

@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.comparison.parts import finish, planned
+from vitmae.comparison import runner as module
+from vitmae.comparison.runner import Stopped, best_accuracy, carry_out, chosen, is_done, seconds_of
+from vitmae.errors import UserError
+
+
+class Process:
+    """Stands for `python -m vitmae.<module> <words>`."""
+
+    def __init__(self, jobs, codes, started, words, stdout, **others):
+        self.job = next(job for job in jobs if str(job.place) in words[-1] or words[-1] == f"ckpt={job.place}")
+        self.code = codes.get(self.job.stage, 0)
+        started.append((self.job.name, words[3:]))
+        if self.code == 0:
+            finish(self.job, accuracy=0.7 if self.job.base_lr == 2e-3 else 0.5)
+        else:
+            os.write(stdout.fileno(), b"loading\nerror: no such thing\n")
+
+    def wait(self):
+        return self.code
+
+    def poll(self):
+        return self.code
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Carry out a plan with stand-ins; returns (names of the jobs started, their words, failures)."""
+
+    def go(codes=(), **changed):
+        _, rows = planned(tmp_path, **changed)
+        jobs = [job for row in rows for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers) if job]
+        started, failures = [], {}
+        monkeypatch.setattr(
+            module.subprocess, "Popen", lambda words, **given: Process(jobs, dict(codes), started, words, **given)
+        )
+        done = list(carry_out(rows, tmp_path, failures))
+        return rows, started, failures, done
+
+    return go
+
+
+def test_everything_is_done_once_and_nothing_twice(run, tmp_path):
+    rows, started, failures, done = run()
+    assert len(started) == 2 * (3 + 4)
+    assert not failures
+    assert done == rows
+    assert all(is_done(job) for row in rows for job in (*row.finetunes, row.probes, chosen(row)))
+    assert run()[1] == []
+
+
+def test_more_seeds_add_to_what_is_there(run):
+    run()
+    assert {name.split(", ")[1] for name, _ in run(seeds=[0, 1, 2])[1]} == {"seed 2"}
+
+
+def test_only_the_best_rate_on_validation_images_meets_the_test_images(run):
+    rows, started, _, _ = run(base_lrs=[1e-3, 2e-3], seeds=[0], methods=["scratch"])
+    assert [name for name, _ in started if "classifier" in name] == ["scratch, seed 0, classifier at 0.002"]
+    assert chosen(rows[0]).base_lr == 2e-3
+
+
+def test_the_accuracy_that_counts_is_that_of_the_checkpoint_that_is_evaluated(tmp_path):
+    _, rows = planned(tmp_path)
+    finish(rows[0].finetunes[0], best=0.8)
+    assert best_accuracy(rows[0].finetunes[0]) == 0.8, "the best epoch's, not the last"
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(run):
+    _, started, failures, done = run({"pretrain": 2})
+    assert [name for name, _ in started if name.startswith("mae")] == ["mae, seed 0, pretrain", "mae, seed 1, pretrain"]
+    assert sum(name.startswith("scratch") for name, _ in started) == 6
+    assert set(failures.values()) == {"no such thing"}
+    assert len(done) == 4
+    assert len(run()[1]) == 8, "what failed is tried again"
+
+
+def test_probes_of_the_untrained_encoder_wait_for_the_run_that_they_read(run):
+    _, started, failures, _ = run({"finetune": 2}, methods=["scratch"], seeds=[0])
+    assert [name for name, _ in started] == ["scratch, seed 0, finetune"]
+    assert len(failures) == 1
+
+
+def test_a_job_that_was_killed_is_not_quoted(run):
+    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps for want of memory"}
+
+
+def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
+    _, rows = planned(tmp_path)
+    for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
+        finish(job)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda words, **given: pytest.fail("another job was started"))
+    with pytest.raises(Stopped):
+        for _ in carry_out(rows, tmp_path, {}):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
+    _, rows = planned(tmp_path)
+    for row in rows:
+        for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers):
+            if job:
+                finish(job)
+    first = carry_out(rows, tmp_path, {})
+    next(first)
+    with pytest.raises(UserError, match="at work there"):
+        next(carry_out(rows, tmp_path, {}))
+    first.close()
+    assert len(list(carry_out(rows, tmp_path, {}))) == len(rows)
+
+
+def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypatch):
+    _, rows = planned(tmp_path)
+    started = []
+
+    class Sleeping(subprocess.Popen):
+        def __init__(self, words, **given):
+            super().__init__(["sleep", "60"], **given)
+            started.append(self)
+
+        def wait(self, timeout=None):
+            raise KeyError("the comparison dies")
+
+    monkeypatch.setattr(module.subprocess, "Popen", Sleeping)
+    with pytest.raises(KeyError):
+        list(carry_out(rows, tmp_path, {}))
+    with pytest.raises(UserError, match="outlived"):
+        list(carry_out(rows, tmp_path, {}))
+    started[0].kill()
+    super(Sleeping, started[0]).wait()
+    with pytest.raises(KeyError):
+        list(carry_out(rows, tmp_path, {}))
+    started[1].kill()
+    super(Sleeping, started[1]).wait()
+
+
+def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with module._Runner(tmp_path, {}):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with module._Runner(tmp_path, {}) as runner:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert runner.is_asked_to_stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_was_begun_is_gone_on_with(run, tmp_path):
+    _, rows = planned(tmp_path)
+    begun = rows[0].finetunes[0].place
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "checkpoints" / "last.ckpt").touch()
+    lost = rows[1].pretrain.place
+    lost.mkdir(parents=True)
+    (lost / "train.log").write_text("no checkpoint yet")
+    assert module._arguments(rows[0].finetunes[0]) == [f"ckpt={begun}"]
+    words = module._arguments(rows[1].pretrain)
+    assert words == rows[1].pretrain.arguments
+    assert not lost.exists()
+    assert (lost.with_name(f"{lost.name}.stopped1") / "train.log").exists(), "nothing is lost"
+
+
+def test_an_interrupted_job_stops_the_comparison(run):
+    with pytest.raises(Stopped):
+        run({"finetune": 75})
+
+
+def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch):
+    _, rows = planned(tmp_path)
+    sent = []
+
+    class Waiting:
+        def __init__(self, words, **given):
+            pass
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            return 75
+
+        def poll(self):
+            return None
+
+        def send_signal(self, number):
+            sent.append(number)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Waiting)
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs beside it
+    try:
+        with pytest.raises(Stopped):
+            list(carry_out(rows, tmp_path, {}))
+        assert sent == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)
+
+
+def test_wall_time_adds_up_over_attempts(tmp_path):
+    _, rows = planned(tmp_path)
+    job = rows[0].finetunes[0]
+    assert seconds_of(job, tmp_path) is None
+    record = module._record(job, tmp_path)
+    record.parent.mkdir(parents=True)
+    for seconds in (2.0, 3.0):
+        module._add_seconds(record, seconds)
+    assert seconds_of(job, tmp_path) == 5.0
+    assert json.loads(record.read_text()) == {"seconds": 5.0}

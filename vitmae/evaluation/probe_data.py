@@ -1,0 +1,76 @@
+"""The images of an evaluation as a probe asks for them: to train on, to choose with, and to score.
+
+Shapes: M images, B batch, P poolings, D width, N patches.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vitmae.data.datamodule import ImageData
+from vitmae.evaluation.feature_store import Encoder, FeatureStore, Split
+from vitmae.probes import dense
+from vitmae.probes.features import Features, stratified_split
+
+VAL_FRACTION = 0.1
+"""Of the training images, where it is the validation split that is scored."""
+
+
+class Sets:
+    """Training images, those that choose, and those that are scored; features are made when they are first asked for.
+
+    Args:
+        encoder: the frozen encoder.
+        store: its features.
+        data: the images.
+        scored: ``test``, or ``val``: then a tenth of each class of the training images chooses.
+        seed: of that tenth, and of the probes.
+    """
+
+    def __init__(self, encoder: Encoder, store: FeatureStore, data: ImageData, scored: Split, seed: int) -> None:
+        self.encoder, self.store, self.data, self.scored, self.seed = encoder, store, data, scored, seed
+        self.device = encoder.device
+
+    def features(self, patches: bool = False) -> tuple[Features, Features, Features]:
+        """(train, val, test)."""
+        train, test = self.store("train", patches), self.store(self.scored, patches)
+        ids = self._split(train.labels)
+        if ids is None:
+            return train, self.store("val", patches), test
+        return train.subset(ids[0]), train.subset(ids[1]), test
+
+    def segmented(self) -> tuple[dense.SegmentedSet, dense.SegmentedSet, dense.SegmentedSet]:
+        """(train, val, test), with the class of each pixel."""
+        train, val, test = self.features(patches=True)
+        masks, scored = self.store.masks("train"), self.store.masks(self.scored)
+        ids = self._split(self.store("train", patches=True).labels)
+        fitted, choosing = (masks, self.store.masks("val")) if ids is None else (masks[ids[0]], masks[ids[1]])
+        return dense.SegmentedSet(train, fitted), dense.SegmentedSet(val, choosing), dense.SegmentedSet(test, scored)
+
+    def _split(self, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.scored == "test" else stratified_split(labels, VAL_FRACTION, self.seed, "evaluate")
+
+
+class AugmentedFeatures:
+    """Batches of features of images that are cropped and flipped anew in each epoch: (P, B, D), (B,)."""
+
+    def __init__(self, sets: Sets, count: int, batch_size: int, epochs: int) -> None:
+        self.sets, self.batch_size, self.epochs = sets, batch_size, epochs
+        self.steps_per_epoch = count // batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = self.sets.data.train_dataloader()
+        for _ in range(self.epochs):
+            vectors: list[Tensor] = []
+            labels: list[Tensor] = []
+            given = 0
+            for part in self.sets.encoder.encode(loader):
+                vectors.append(torch.stack(list(part.pooled.values())))            # (P, b, D)
+                labels.append(part.labels)
+                while sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
+                    every, named = torch.cat(vectors, 1), torch.cat(labels)
+                    batch = every[:, : self.batch_size], named[: self.batch_size]
+                    yield batch[0].to(self.sets.device), batch[1].to(self.sets.device)
+                    vectors, labels = [every[:, self.batch_size :]], [named[self.batch_size :]]
+                    given += 1

@@ -1,0 +1,72 @@
+"""A checkpoint on disk: the one place that reads it, and the one number of its format.
+
+    Lightning's entries      state_dict, optimizer_states, loops, …
+    vitmae_format            the number of the format
+    vitmae_config            the settings of the run, as plain values
+    vitmae_facts             class names, origin of the first weights, …
+
+A bundle (`vitmae.weights.formats.bundle`) carries the same number and the same settings.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitmae.errors import UserError
+
+FORMAT = 1
+"""Of checkpoints and bundles; one more when an older version could not read them."""
+
+_MOVED = {
+    "vitmae.training.optim.Recipe": "vitmae.recipe.Recipe",
+    "vitmae.data.cifar.CIFAR": "vitmae.data.sources.cifar.CIFAR",
+    "vitmae.data.digits.Digits": "vitmae.data.sources.digits.Digits",
+    "vitmae.data.folder.Folder": "vitmae.data.sources.folder.Folder",
+    "vitmae.data.parquet.Parquet": "vitmae.data.sources.parquet.Parquet",
+    "vitmae.data.shapes.Shapes": "vitmae.data.sources.shapes.Shapes",
+}
+"""Classes that older checkpoints name by the file they stood in then."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this project on the CPU; nothing is unpickled but tensors and plain types.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, is not of this project, or has a newer format.
+    """
+    from vitmae.tensor_files import read_file  # imports torch, which a command that only looks for runs does not need
+
+    content = read_file(path)
+    if not is_checkpoint(content):
+        raise UserError(f"{path} is not a checkpoint of this project")
+    refuse_newer(content.get("vitmae_format", 1), path)
+    return content
+
+
+def is_checkpoint(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a file is that of a checkpoint of this project."""
+    return "vitmae_format" in content or "vitmae_config" in content
+
+
+def refuse_newer(written: Any, path: Path) -> None:
+    """Refuse a file whose format this version does not know.
+
+    Args:
+        written: the number in the file.
+        path: of the file, for the message.
+
+    Raises:
+        UserError: the number is larger than `FORMAT`, or is none.
+    """
+    if not isinstance(written, int) or written > FORMAT:
+        raise UserError(f"{path} was written by a newer vitmae: update this one")
+
+
+def present_names(settings: Any) -> Any:
+    """Saved settings, with classes that have moved since under their present names."""
+    if isinstance(settings, Mapping):
+        return {
+            key: _MOVED.get(value, value) if key == "_target_" else present_names(value)
+            for key, value in settings.items()
+        }
+    return [present_names(value) for value in settings] if isinstance(settings, list) else settings

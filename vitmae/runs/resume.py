@@ -1,0 +1,101 @@
+"""Find the run that `ckpt=last`, `ckpt=best` or `ckpt=PATH` speaks of, and go on with the settings it was started with.
+
+A resumed run keeps its directory and its saved settings. Single settings given on the command line apply on top; a
+whole group cannot be changed, because the weights and the optimiser's state belong to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vitmae.errors import UserError
+from vitmae.runs.checkpoint_file import present_names
+from vitmae.runs.directory import read_summary
+
+_KINDS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run to go on with.
+
+    Attributes:
+        checkpoint: the file, absolute.
+        settings: as they were saved, plain values.
+        directory: where the run lives; None for a lone checkpoint file, which starts a directory of its own.
+        overrides: what is left of the command line's overrides: single settings.
+    """
+
+    checkpoint: Path
+    settings: dict[str, Any]
+    directory: Path | None
+    overrides: list[str]
+
+
+def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str]) -> Resumption:
+    """Resolve a `ckpt` setting.
+
+    Args:
+        ckpt: "last" or "best" for the run that was saved last, or the path of a checkpoint or of a run directory.
+        runs: where "last" and "best" look, at any depth.
+        overrides: the command line's others, as `key=value`.
+
+    Raises:
+        UserError: if there is no such checkpoint, or if an override asks for another group than the run has.
+    """
+    wanted = dict(override.split("=", 1) for override in overrides if "=" in override and override[0].isalpha())
+    checkpoint = _newest(ckpt, runs, wanted) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
+    directory: Path | None = checkpoint.parent.parent
+    if directory and (directory / "config.yaml").is_file():
+        settings: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    else:
+        from vitmae.runs.checkpoint_file import read_checkpoint
+
+        directory, settings = None, read_checkpoint(checkpoint)["vitmae_config"]
+    settings = present_names(settings)
+    choices = settings["choices"]
+    single = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in choices:
+            single.append(override)
+        elif not _agrees(choices[key], value):
+            has = f"{key}={_text(choices[key])}"
+            raise UserError(f"{override}: the run has {has}, which stays: leave it out, or start without ckpt=")
+    return Resumption(checkpoint, settings, directory, single)
+
+
+def _newest(kind: str, runs: Path, wanted: Mapping[str, str]) -> Path:
+    """The checkpoint written last, of the runs that agree with the name and the groups that are asked for."""
+    found = sorted(runs.glob(f"**/checkpoints/{kind}.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    conditions: list[str] = []
+    for path in found:
+        summary = read_summary(path.parent.parent)
+        facts = {**summary.get("choices", {}), "name": summary.get("name")}
+        conditions = [f"{key}={value}" for key, value in wanted.items() if key in facts]
+        if all(_agrees(facts[key], value) for key, value in wanted.items() if key in facts):
+            return path.resolve()
+    which = f" with {' '.join(conditions)}" if conditions else ""
+    raise UserError(f"ckpt={kind}: no run below {runs}{which} has a {kind}.ckpt: give a path, or leave ckpt= out")
+
+
+def _of_path(path: Path) -> Path:
+    """A checkpoint from its own path or from its run's."""
+    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt={path}: there is no {'checkpoints/last.ckpt in it' if path.is_dir() else 'such file'}")
+    return checkpoint.resolve()
+
+
+def _agrees(choice: Any, value: str) -> bool:
+    return _text(choice) == value.replace(" ", "")
+
+
+def _text(choice: Any) -> str:
+    """A group's choice as it is written on the command line."""
+    if isinstance(choice, list):
+        return "[" + ",".join(choice) + "]"
+    return "null" if choice is None else str(choice)

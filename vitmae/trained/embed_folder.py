@@ -1,0 +1,168 @@
+"""A folder's images -> a table of vectors on disk, in constant memory; a run that was killed goes on where it was.
+
+    out.parquet.parts/00000.parquet, ...   one finished chunk of images each, under about.json, which says of what
+    out.parquet                            all of them, one row group each, when the last is there
+
+Chunks begin at the same images whenever they are made and batches do not cross them, so the table of a run that was
+killed is that of one that was not, byte for byte.
+
+Shapes: B images of a batch, D width.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitmae.atomic import atomic_replace, atomic_write, make_folder, remove_parts
+from vitmae.errors import UserError
+from vitmae.probes.feature_cache import hash_weights
+from vitmae.trained.images import FolderImages
+from vitmae.trained.model import Model, Pooling
+
+_CHUNK = 1024  # images, rounded to whole batches: a few MB of vectors, and what is done again after a kill
+_SAMPLE = 1000  # files whose size and time tell whether a folder has changed
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What came of it.
+
+    Attributes:
+        count: images in the table.
+        width: D.
+        unreadable: one line for each file that was left out; of those met in this run.
+        resumed: images that an earlier run had done.
+    """
+
+    count: int
+    width: int
+    unreadable: list[str]
+    resumed: int
+
+
+def embed_folder(
+    model: Model,
+    folder: FolderImages,
+    out: Path,
+    *,
+    pooling: Pooling | None,
+    batch_size: int,
+    num_workers: int | Literal["auto"],
+) -> Embedded:
+    """Write `path` and `vector` of every image.
+
+    Args:
+        model: see `vitmae.load`.
+        folder: the images, as the model is shown them.
+        out: the table, a Parquet file.
+        pooling: see `Model.encode`.
+        batch_size: images at once.
+        num_workers: processes that decode.
+
+    Raises:
+        UserError: the table is there already, cannot be written, or was begun with other images, another model or
+            another batch size, or an image cannot be read.
+    """
+    if out.exists():
+        raise UserError(f"out={out} is there already: remove it, or give another name")
+    parts = out.with_name(f"{out.name}.parts")
+    _begin(parts, _about(model, folder, pooling, batch_size))
+    chunk = batch_size * max(1, _CHUNK // batch_size)
+    starts = range(0, len(folder), chunk)
+    done = 0
+    while done < len(starts) and _part(parts, done).exists():
+        done += 1
+    resumed = min(done * chunk, len(folder))
+    if resumed:
+        _log.info("going on after %d of %d images", resumed, len(folder))
+    names: list[str] = []
+    vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+    unreadable: list[str] = []
+    seen = resumed
+    for batch in folder.batches(batch_size, num_workers, first=resumed):
+        if batch.numbers:
+            vectors.append(model.encode_batch(batch.images, pooling).numpy())            # (B, D)
+        names += [folder.name(number) for number in batch.numbers]
+        unreadable += batch.unreadable
+        seen += len(batch.numbers) + len(batch.unreadable)
+        if seen % chunk == 0 or seen == len(folder):
+            with atomic_write(_part(parts, done)) as file:
+                pq.write_table(_table(names, vectors), file)
+            names, vectors, done = [], [], done + 1
+            _log.info("%d of %d images", seen, len(folder))
+    count, width = _join(parts, len(starts), out)
+    shutil.rmtree(parts)
+    return Embedded(count, width, unreadable, resumed)
+
+
+def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_size: int) -> dict[str, Any]:
+    """What a table is a function of."""
+    sample = np.linspace(0, len(folder) - 1, min(len(folder), _SAMPLE)).astype(int).tolist()
+    return {
+        "images": folder.files.fingerprint(sample),
+        "model": hash_weights(model.objective),
+        "pooling": pooling,
+        "batch_size": batch_size,
+        "skip_unreadable": folder.skip_unreadable,
+    }
+
+
+def _begin(parts: Path, about: dict[str, Any]) -> None:
+    """Take up what was begun, if it is of the same; otherwise begin."""
+    file = parts / "about.json"
+    if file.exists():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: remove {parts}") from error
+        other = [name for name, value in about.items() if before.get(name) != value]
+        if other:
+            raise UserError(f"{parts} was begun with another {other[0]}: remove it, or give another out=")
+    else:
+        make_folder(parts, f"out={parts.with_suffix('')}")
+        with atomic_write(file) as handle:
+            handle.write(json.dumps(about, indent=2).encode())
+    remove_parts(parts)
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:05d}.parquet"
+
+
+def _table(names: list[str], vectors: list[np.ndarray[Any, np.dtype[np.float32]]]) -> pa.Table:
+    values = np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
+    flat = pa.array(values.reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.table({"path": pa.array(names, pa.string()), "vector": lists})
+
+
+def _read(part: Path) -> pa.Table:
+    try:
+        return pq.read_table(part)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{part} is damaged: remove it, and run again") from error
+
+
+def _join(parts: Path, number: int, out: Path) -> tuple[int, int]:
+    """Copy the chunks into one file, one at a time; how many vectors there are, and their width."""
+    tables = (_read(_part(parts, part)) for part in range(number))
+    writer, count, width = None, 0, 0
+    with atomic_replace(out) as file:
+        for table in tables:
+            if not len(table):
+                continue  # all of its images were unreadable
+            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+            count, width = count + len(table), table.schema.field("vector").type.list_size
+        if writer is None:
+            raise UserError("none of the images can be read: see the lines above")
+        writer.close()
+    return count, width

@@ -1,0 +1,184 @@
+"""Images of any kind -> uint8 tensors of a model's size, as evaluation sees them: one by one, or a folder's in batches.
+
+Shapes: B images, C channels, h w the model's image size.
+"""
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitmae.data.crops import central_boxes, resize_box
+from vitmae.data.decode import EXTENSIONS, Pixels, UnreadableImage, decode
+from vitmae.data.loader import Loader
+from vitmae.data.samplers import OrderedRequests, Request
+from vitmae.data.settings import workers_for
+from vitmae.data.sources.folder import FileImages, Folder
+from vitmae.errors import UserError
+from vitmae.tokens.patches import Size
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, or floats in [0, 1]."""
+Images = ImageLike | Sequence[ImageLike]
+"""One image or several; an array (B, H, W, C) and a tensor (B, C, H, W) are several."""
+
+_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of PIL's
+
+
+class See(NamedTuple):
+    """How a model is shown images.
+
+    Attributes:
+        img_size: (h, w).
+        in_chans: C.
+        crop_pct: the share of an image's shorter side that is kept; an image of exactly (h, w) is left as it is.
+    """
+
+    img_size: Size
+    in_chans: int
+    crop_pct: float
+
+    def __call__(self, image: ImageLike, name: str) -> Tensor:
+        """One image: decoded, cropped at the centre and resized: (C, h, w) uint8.
+
+        Raises:
+            UserError: it cannot be read; the line begins with its name.
+        """
+        try:
+            pixels = _pixels(image, self.in_chans, name)                     # (height, width, C)
+        except (UnreadableImage, OSError) as error:
+            reason = " ".join(str(error).removeprefix(f"{name}: ").split())
+            raise UserError(f"{name} cannot be read ({reason})") from error
+        size = torch.tensor(pixels.shape[:2])[:, None]
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        if tensor.shape[1:] == self.img_size:
+            return tensor
+        return resize_box(tensor, central_boxes(size[0], size[1], self.img_size, self.crop_pct)[0], self.img_size)
+
+
+def each(images: Images) -> list[tuple[str, ImageLike]]:
+    """Each image with what to call it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        several: Sequence[ImageLike] = list(images) if images.ndim > 3 else [images]
+    else:
+        several = [images] if isinstance(images, str | Path | Image.Image) else images
+    if not len(several):
+        raise UserError("there are no images: give at least one")
+    return [(str(image) if isinstance(image, str | Path) else f"image {number}", image)
+            for number, image in enumerate(several)]  # fmt: skip
+
+
+def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
+    """(height, width, C) uint8 of one image; what is in memory goes the way of files, so that it looks the same."""
+    if isinstance(image, str | Path):
+        return decode(Path(image).expanduser().read_bytes(), in_chans, name)
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().numpy()
+        image = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    file = BytesIO()
+    if isinstance(image, np.ndarray):
+        is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+        if image.dtype != np.uint8 or not is_picture or in_chans not in (1, 3):
+            np.save(file, image, allow_pickle=False)
+            return decode(file.getvalue(), in_chans, name)
+        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    upright = ImageOps.exif_transpose(image)
+    upright.save(file, "PNG" if upright.mode in _IN_PNG else "TIFF", compress_level=0)
+    return decode(file.getvalue(), in_chans, name)
+
+
+class Shown(NamedTuple):
+    """A batch of a folder's images.
+
+    Attributes:
+        images: (B, C, h, w) uint8.
+        numbers: of each, which of the folder's files it is.
+        unreadable: one line for each file of the batch that was left out.
+    """
+
+    images: Tensor
+    numbers: list[int]
+    unreadable: list[str]
+
+
+class FolderImages:
+    """The image files of a folder, shown to a model.
+
+    Args:
+        images: a folder, whose subfolders are looked into; a glob; a text file with a path per line; or one image.
+        see: how they are shown.
+        skip_unreadable: leave out what cannot be read; otherwise it is an error.
+
+    Attributes:
+        files: in a fixed order, that of their names in a folder.
+
+    Raises:
+        UserError: there is no image.
+    """
+
+    def __init__(self, images: str, see: See, skip_unreadable: bool) -> None:
+        self.see, self.skip_unreadable = see, skip_unreadable
+        self.files = _list_files(images)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, number: int) -> str:
+        """The path of a file."""
+        return self.files.name(number)
+
+    def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[Shown]:
+        """All images from the `first` on, in their order.
+
+        Args:
+            batch_size: images at once.
+            num_workers: processes that decode; 0: this one does; "auto": as many as there are cores.
+            first: where to begin.
+        """
+        requests = OrderedRequests(len(self) - first, batch_size)
+        yield from Loader(_FolderReader(self, first), requests, workers_for(num_workers, 1), pin_memory=False)
+
+
+class _FolderReader:
+    """Makes batches of a folder's images, from the `first` on."""
+
+    def __init__(self, folder: FolderImages, first: int) -> None:
+        self.folder, self.first = folder, first
+
+    def __getitem__(self, request: Request) -> Shown:
+        folder = self.folder
+        images, numbers, unreadable = [], [], []
+        for number in (self.first + request.indices).tolist():
+            name = folder.name(number)
+            try:
+                images.append(folder.see(name, name))
+                numbers.append(number)
+            except UserError as error:
+                if not folder.skip_unreadable:
+                    raise UserError(f"{error}: replace it, or set on_error=skip") from error
+                unreadable.append(str(error))
+        empty = torch.empty(0, folder.see.in_chans, *folder.see.img_size, dtype=torch.uint8)
+        return Shown(torch.stack(images) if images else empty, numbers, unreadable)
+
+
+def _list_files(images: str) -> FileImages:
+    if not images:
+        raise UserError("images= is empty: name a folder, a glob, a text file with a path per line, or one image")
+    path = Path(images).expanduser()
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return FileImages([str(path)], [-1], path.parent)
+    try:
+        listed = Folder().load({"train": [images]}, (0, 0), 0).train
+    except UserError as error:
+        raise UserError(str(error).replace("data.path=", "images=")) from error
+    assert isinstance(listed, FileImages)
+    return listed

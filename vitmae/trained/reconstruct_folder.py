@@ -1,0 +1,204 @@
+"""A folder's images, each with a part hidden and predicted: a score per image, an error per patch, pictures.
+
+    scores.csv        path, score, and where the worst patch is; in the order of the images
+    errors.npy        (images, grid_h, grid_w) float32, nan where nothing was predicted or the image cannot be read
+    panels/           pictures of the images with the largest scores: 0001.png is the oddest
+
+Memory does not grow with the folder, but for the scores.
+
+Shapes: B images of a batch, N = grid_h * grid_w patches.
+"""
+
+import csv
+import heapq
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitmae.atomic import make_folder
+from vitmae.data.crops import central_boxes, resize_mask
+from vitmae.data.decode import UnreadableImage, decode
+from vitmae.errors import UserError
+from vitmae.plots.error_map import error_map_figure
+from vitmae.randomness import fold, fold_each, fold_indices, uniform
+from vitmae.tokens.masking import Mask, mask_from_tensor
+from vitmae.trained.images import FolderImages
+from vitmae.trained.model import MaskLike, Model, Reconstruction
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of it.
+
+    Attributes:
+        count: images that were scored.
+        mean: of their scores.
+        unreadable: one line for each file that was left out.
+    """
+
+    count: int
+    mean: float
+    unreadable: list[str]
+
+
+def complementary_masks(keys: Tensor, num_patches: int, passes: int) -> list[Mask]:
+    """Masks that hide each patch exactly once: one key per image (B,) -> `passes` masks of (B, N).
+
+    Which patches are hidden together is drawn per image; the counts differ by one where N cannot be divided.
+
+    Raises:
+        UserError: there are not 2 to N passes.
+    """
+    if not 2 <= passes <= num_patches:
+        raise UserError(f"passes={passes}: from 2 to {num_patches}, the number of patches, can hide each patch once")
+    order = uniform(fold_each(keys, "passes"), num_patches).argsort(dim=1, stable=True)  # (B, N)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(num_patches).expand_as(order))
+    group = ranks * passes // num_patches                                                # (B, N), 0 to passes - 1
+    return [mask_from_tensor(group == number) for number in range(passes)]
+
+
+def reconstruct_passes(model: Model, images: Tensor, keys: Tensor, passes: int) -> Reconstruction:
+    """Predict every patch of images from the others: (B, C, H, W) uint8, keys (B,) -> all of them hidden once.
+
+    Raises:
+        UserError: see `complementary_masks`.
+    """
+    masks = complementary_masks(keys, model.backbone.num_patches, passes)
+    parts = [model.reconstruct_batch(images, mask) for mask in masks]
+    prediction, error = parts[0].prediction, parts[0].error
+    for part in parts[1:]:
+        patch = model.backbone.patch_size
+        hidden = part.mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, None]    # (B, 1, H, W)
+        prediction = torch.where(hidden, part.prediction, prediction)
+        error = torch.where(part.mask, part.error, error)
+    return Reconstruction(parts[0].original, parts[0].masked, prediction, prediction, torch.ones_like(parts[0].mask),
+                          error, parts[0].target)  # fmt: skip
+
+
+def reconstruct_folder(
+    model: Model,
+    folder: FolderImages,
+    out: Path,
+    *,
+    mask: MaskLike,
+    passes: int | None,
+    panels: int | None,
+    batch_size: int,
+    num_workers: int | Literal["auto"],
+    seed: int,
+) -> Scored:
+    """Write scores, errors and pictures.
+
+    Args:
+        model: a masked autoencoder with its decoder.
+        folder: the images, as the model is shown them.
+        out: a folder to be made.
+        mask: see `Model.reconstruct`.
+        passes: hide each patch once, in so many passes, instead of by `mask`.
+        panels: how many pictures to draw, of the largest scores; None: of all images.
+        batch_size: images at once.
+        num_workers: processes that decode.
+        seed: of masks that are drawn; the mask of an image is a function of the seed and its place in the folder.
+
+    Raises:
+        UserError: the folder is there already or cannot be made, or see `Model.reconstruct`.
+    """
+    model.require_decoder()
+    _check_masks(model, mask, passes)
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise UserError(f"out={out} is there already: remove it, or give another name")
+    make_folder(out, f"out={out}")
+    errors = np.lib.format.open_memmap(out / "errors.npy", "w+", np.float32, (len(folder), *model.grid_size))
+    errors[:] = np.nan
+    oddest: list[tuple[float, int]] = []
+    unreadable: list[str] = []
+    scores: list[float] = []
+    with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "score", "worst_error", "worst_row", "worst_column"])
+        for batch in folder.batches(batch_size, num_workers):
+            unreadable += batch.unreadable
+            if not batch.numbers:
+                continue
+            result = _reconstruct(model, batch.images, batch.numbers, mask, passes, seed)
+            for number, score, error in zip(batch.numbers, result.score.tolist(), result.error.numpy(), strict=True):
+                errors[number] = error
+                worst = np.unravel_index(np.nanargmax(error), error.shape)
+                rows.writerow([folder.name(number), f"{score:.6g}", f"{error[worst]:.6g}", *map(int, worst)])
+                heapq.heappush(oddest, (score, -number))
+                if panels is not None and len(oddest) > panels:
+                    heapq.heappop(oddest)
+            scores += result.score.tolist()
+            _log.info("%d of %d images", len(scores) + len(unreadable), len(folder))
+    if not scores:
+        raise UserError("none of the images can be read: see the lines above")
+    errors.flush()
+    (out / "panels").mkdir()
+    for place, (score, number) in enumerate(sorted(oddest, reverse=True), start=1):
+        _draw(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
+    return Scored(len(scores), float(np.mean(scores)), unreadable)
+
+
+def _check_masks(model: Model, mask: MaskLike, passes: int | None) -> None:
+    """Say what is wrong with the masks before anything is written."""
+    keys = torch.zeros(1, dtype=torch.int64)
+    if passes is None:
+        model.mask(mask, keys)
+    else:
+        complementary_masks(keys, model.backbone.num_patches, passes)
+
+
+def _reconstruct(
+    model: Model, images: Tensor, numbers: list[int], mask: MaskLike, passes: int | None, seed: int
+) -> Reconstruction:
+    keys = fold_indices(fold(seed, "reconstruct"), torch.tensor(numbers))
+    if passes is not None:
+        return reconstruct_passes(model, images, keys, passes)
+    return model.reconstruct_batch(images, model.mask(mask, keys))
+
+
+def _draw(
+    model: Model, folder: FolderImages, number: int, score: float, mask: MaskLike, passes: int | None, seed: int,
+    path: Path,
+) -> None:  # fmt: skip
+    """One picture; the image is read and predicted again, so that none have to be kept."""
+    name = folder.name(number)
+    result = _reconstruct(model, folder.see(name, name)[None], [number], mask, passes, seed)
+    pictures = {"original": result.original[0]}
+    if passes is None:
+        pictures |= {"masked": result.masked[0], "prediction": result.prediction[0], "pasted": result.pasted[0]}
+    else:
+        pictures |= {"each patch from the others": result.prediction[0]}
+    figure = error_map_figure(pictures, result.error[0], f"{Path(name).name}   score {score:.4g}", result.target)
+    figure.savefig(path, dpi=110)
+
+
+def read_mask(mask: float | str | None, model: Model) -> MaskLike:
+    """A mask as a setting gives it: a ratio, a kind, or the path of a picture, which hides where it is bright.
+
+    A picture is cropped and resized as the images are, so it may be drawn on one of them.
+
+    Raises:
+        UserError: it is none of these, or the picture cannot be read.
+    """
+    if mask is None or not isinstance(mask, str) or mask in ("random", "block", "grid"):
+        return mask  # type: ignore[return-value]
+    path = Path(mask).expanduser()
+    if not path.is_file():
+        raise UserError(f"mask={mask}: a ratio, random, block, grid, or the file of a picture is wanted")
+    try:
+        pixels = decode(path.read_bytes(), 1, mask)                          # (height, width, 1)
+    except UnreadableImage as error:
+        raise UserError(f"mask={mask} cannot be read ({str(error).removeprefix(f'{mask}: ')})") from error
+    plane = torch.from_numpy(pixels[..., 0]) > 127
+    if plane.shape in (model.img_size, model.grid_size):
+        return plane
+    height, width = torch.tensor(plane.shape)[:, None]
+    return resize_mask(plane, central_boxes(height, width, model.img_size, model.see.crop_pct)[0], model.img_size)

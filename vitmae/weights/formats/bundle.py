@@ -1,0 +1,74 @@
+"""The bundle: this project's own artefact, a folder that says all that is needed to use a model and to judge it.
+
+    model.safetensors   the weights
+    model.json          architecture, grid, channels, mean and std, objective, target, class names, licence, metrics,
+                        code version, settings
+    README.md           the model card, with the hub's metadata
+
+`vitmae.load` opens it, and so does every command that takes a checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from vitmae.runs.checkpoint_file import FORMAT
+from vitmae.weights.model_card import model_card
+from vitmae.weights.saved import Saved
+
+_DATA_STATISTICS = ("mean", "std")
+
+
+def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
+    """Write the three files; every model can be held.
+
+    Args:
+        objective: as `rebuild` makes it.
+        saved: what it was made from.
+        what: full, or encoder: the backbone with the mean and deviation that it was trained with.
+        folder: an existing one.
+    """
+    about = describe(objective, saved, what)
+    state = saved.state
+    if what == "encoder":
+        state = {name: t for name, t in state.items() if name.startswith("backbone.") or name in _DATA_STATISTICS}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    (folder / "README.md").write_text(model_card(about), encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
+    """The content of model.json."""
+    backbone = objective.backbone
+    architecture: dict[str, Any] = {
+        "name": saved.settings["backbone"]["name"],
+        "img_size": list(backbone.img_size), "in_chans": backbone.in_chans,
+        "patch_size": list(backbone.patch_size), "grid_size": list(backbone.grid_size),
+        "embed_dim": backbone.embed_dim, "depth": backbone.depth, "num_heads": backbone.num_heads,
+        "num_prefix_tokens": backbone.num_prefix_tokens,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+    }  # fmt: skip
+    return {
+        "vitmae_format": FORMAT,
+        "what": what,
+        "objective": saved.objective,
+        "target": _target(objective, saved.objective),
+        "architecture": architecture,
+        "mean": objective.mean.flatten().tolist(),
+        "std": objective.std.flatten().tolist(),
+        "class_names": saved.facts.get("class_names"),
+        "initial_weights": saved.facts.get("initial_weights"),
+        "license": saved.facts.get("license"),
+        "metrics": saved.facts.get("metrics"),
+        "git_commit": saved.facts.get("git_commit"),
+        "config": saved.settings,
+    }
+
+
+def _target(objective: Any, kind: str) -> str:
+    if kind == "MAE":
+        return "patches standardised by their own mean and variance" if objective.norm_pix_loss else "normalised pixels"
+    return f"{objective.target_kind} of corrupted patches" if kind == "MaskedPatch" else "classes"

@@ -1,0 +1,94 @@
+"""The files of the MAE authors' code (https://arxiv.org/abs/2111.06377).
+
+    {"model": {timm's names for the encoder, decoder_embed, mask_token, decoder_pos_embed, decoder_blocks, ...}}
+
+The same code writes encoders alone (`mae_pretrain_vit_base.pth`), encoders with a decoder (`…_full.pth`, and what a
+user trains with it) and classifiers (`mae_finetuned_…`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitmae.weights.formats.plain_vit import cannot_hold, require_encoder_only, require_plain_vit
+from vitmae.weights.saved import Saved
+from vitmae.weights.source import ENCODER, Source, from_timm, published_license, translate, without_prefix
+
+_DECODER = {
+    "decoder_embed.": "decoder.embed.",
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.pos_embed",
+    "decoder_blocks.": "decoder.blocks.",
+    "decoder_norm.": "decoder.norm.",
+    "decoder_pred.": "decoder.pred.",
+}
+"""Names there and names here; a full stop at the end stands for all that follows."""
+
+
+def read(content: Mapping[str, Any], name: str) -> Source | None:
+    """Translate such a file; None if it is none.
+
+    Args:
+        content: of the file.
+        name: what the user calls it.
+    """
+    if not isinstance(content.get("model"), Mapping):
+        return None
+    tensors = without_prefix(content["model"], "patch_embed.proj.weight")
+    if not tensors:
+        return None
+    state, names, unknown = translate(tensors, from_fair)
+    parts = "classifier" if "head.weight" in state else "encoder"
+    parts = "encoder and decoder" if "decoder.pred.weight" in state else parts
+    license_name = content.get("license") if isinstance(content.get("license"), str) else published_license(name)
+    notes: tuple[str, ...] = ()
+    if license_name is None and parts != "classifier":
+        notes = ("if these are the weights that the MAE authors published, their licence is CC-BY-NC-4.0",)
+    return Source(name, f"FAIR's layout, {parts}", state, names, unknown, license=license_name, notes=notes)
+
+
+def from_fair(name: str) -> str | None:
+    """The MAE authors' name in this project."""
+    for theirs, ours in _DECODER.items():
+        if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
+            return ours + name.removeprefix(theirs)
+    return from_timm(name)
+
+
+def to_fair(name: str) -> str:
+    """This project's name in the MAE authors' code."""
+    for theirs, ours in _DECODER.items():
+        if name == ours or (ours.endswith(".") and name.startswith(ours)):
+            return theirs + name.removeprefix(ours)
+    return name.removeprefix(ENCODER)
+
+
+def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
+    """Write `mae.pth`, `finetune.pth` of a classifier, or `encoder.pth`.
+
+    Args:
+        objective: as `rebuild` makes it.
+        saved: what it was made from.
+        what: full, with decoder or head, or encoder.
+        folder: an existing one.
+
+    Raises:
+        UserError: the MAE authors' code has no such model.
+    """
+    backbone, kind = objective.backbone, saved.objective
+    require_plain_vit(backbone, "fair")
+    if kind == "MaskedPatch":
+        require_encoder_only(kind, what, "fair")
+    if kind == "Supervised" and what == "full" and objective.pool == "map":
+        raise cannot_hold("fair", "its classifiers read CLS or the average, and this one pools by attention")
+    if backbone.grid_size[0] != backbone.grid_size[1] or backbone.patch_size[0] != backbone.patch_size[1]:
+        raise cannot_hold("fair", "its files do not say their grid, which is taken for a square")
+    kept = ("backbone.", "decoder.", "head.", "fc_norm.") if what == "full" else ("backbone.",)
+    tensors = {to_fair(name): tensor for name, tensor in saved.state.items() if name.startswith(kept)}
+    content: dict[str, Any] = {"model": tensors}
+    if saved.facts.get("license"):
+        content["license"] = saved.facts["license"]
+    name = {"MAE": "mae", "Supervised": "finetune"}[kind] if what == "full" else "encoder"
+    torch.save(content, folder / f"{name}.pth")

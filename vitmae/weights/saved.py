@@ -1,0 +1,211 @@
+"""This project's own models: a checkpoint, a run directory, or a bundle; read, and built again.
+
+    run directory   `runs/<date>/<time>-<name>/`, which stands for its best checkpoint, or else its last
+    checkpoint      Lightning's file with `vitmae_config`, the settings of the run
+    bundle          a folder with `model.safetensors` and `model.json`
+
+Building again calls what the settings name, so it is done for names of this project only.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitmae.backbones.backbone import Backbone
+from vitmae.config import build, check_settings
+from vitmae.errors import UserError
+from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
+from vitmae.tensor_files import read_file, read_json
+from vitmae.tokens.patches import pair
+from vitmae.weights.source import Source
+
+_CHECKPOINTS = ("best.ckpt", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model of this project as it was saved.
+
+    Attributes:
+        path: the file or folder that was read.
+        state: of the objective, under its own names.
+        settings: of the run, as plain values.
+        facts: what else is known, as far as it is: ``class_names``, ``metrics``, ``license`` and ``initial_weights``,
+            ``git_commit``.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective's class."""
+        return str(self.settings["model"]["_target_"]).rpartition(".")[2]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the decoder or head is there too."""
+        return bool(self.facts.get("what", "full") == "full")
+
+
+def find_saved(path: Path) -> Path | None:
+    """The checkpoint or bundle that a path stands for; None if nothing of this project lies there."""
+    if path.is_dir():
+        if (path / "model.json").is_file():
+            return path
+        candidates = (path / "checkpoints" / name for name in _CHECKPOINTS)
+        return next((file for file in candidates if file.is_file()), None)
+    return path if path.is_file() else None
+
+
+def home_of(path: Path) -> Path:
+    """Where things made of a checkpoint or bundle belong: its run's directory, or the folder that it lies in."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def read_saved(path: Path) -> Saved:
+    """Read a checkpoint, a run directory or a bundle.
+
+    Raises:
+        UserError: there is none, it is damaged, not of this project, or from a newer version.
+    """
+    found = find_saved(path)
+    if found is None:
+        raise UserError(f"{path}: there is no checkpoint, run directory or bundle")
+    saved = _read_bundle(found) if found.is_dir() else from_checkpoint(read_file(found), found)
+    if saved is None:
+        raise UserError(f"{path} is no checkpoint of this project: start a run from it with backbone.weights={path}")
+    return saved
+
+
+def from_checkpoint(content: Mapping[str, Any], path: Path) -> Saved | None:
+    """A checkpoint from its content; None if it is not of this project.
+
+    Raises:
+        UserError: it was written by a newer version.
+    """
+    if not is_checkpoint(content):
+        return None
+    refuse_newer(content.get("vitmae_format", 1), path)
+    facts = dict(content.get("vitmae_facts", {}))
+    run = path.resolve().parent.parent
+    for name, file, key in (("metrics", "summary.json", "metrics"), ("git_commit", "environment.json", "git")):
+        if (run / file).is_file() and (value := read_json(run / file).get(key)):
+            facts.setdefault(name, value.get("commit") if key == "git" else value)
+    return _checked(Saved(path, content.get("state_dict", {}), present_names(content.get("vitmae_config")), facts))
+
+
+def _read_bundle(folder: Path) -> Saved:
+    about = read_json(folder / "model.json")
+    if "vitmae_format" not in about:
+        raise UserError(f"{folder}/model.json is not that of a bundle of this project")
+    refuse_newer(about["vitmae_format"], folder)
+    state = read_file(folder / "model.safetensors")
+    facts = {key: value for key, value in about.items() if key != "config"}
+    return _checked(Saved(folder, state, present_names(about.get("config")), facts))
+
+
+def _checked(saved: Saved) -> Saved:
+    """Say of what cannot be built again what is wrong with it, while it is known where it lies."""
+    settings = saved.settings if isinstance(saved.settings, Mapping) else {}
+    nodes = {part: settings.get(part) for part in ("model", "backbone")}
+    if not all(isinstance(node, Mapping) and "_target_" in node for node in nodes.values()):
+        raise UserError(f"{saved.path} is damaged: the settings of its model or backbone are missing; get it again")
+    if not {"mean", "std"} <= saved.state.keys():
+        raise UserError(f"{saved.path} is damaged: its weights are missing; get it again")
+    try:
+        check_settings({part: _trusted(node) for part, node in nodes.items() if node})
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}") from error
+    return saved
+
+
+def as_source(saved: Saved, name: str) -> Source:
+    """Weights to load into another model; what was measured of the data (mean, deviation, baselines) stays behind."""
+    state = {key: tensor for key, tensor in saved.state.items() if "." in key or key == "mask_token"}
+    with torch.device("meta"):
+        grid_size = build_backbone(saved.settings).grid_size
+    ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
+    notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
+    return Source(
+        name, f"this project's {saved.objective}", state, {key: key for key in state}, grid_size=grid_size,
+        license=saved.facts.get("license"), notes=notes, settings=saved.settings,
+    )  # fmt: skip
+
+
+def build_backbone(settings: Mapping[str, Any]) -> Backbone:
+    """The backbone of a run's settings, with fresh weights.
+
+    Raises:
+        UserError: see `_trusted`, and what the backbone itself refuses.
+    """
+    backbone: Backbone = build(_trusted(settings["backbone"]))
+    return backbone
+
+
+def build_objective(saved: Saved) -> Any:
+    """The objective of a run's settings, with fresh weights and the data's own mean and deviation.
+
+    Raises:
+        UserError: see `_trusted`, and what the objective itself refuses.
+    """
+    node = _trusted(saved.settings["model"])
+    if "num_classes" in node:
+        node["num_classes"] = len(saved.state["head.bias"]) if saved.is_full else 1
+    mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
+    return build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+
+
+def rebuild(saved: Saved) -> Any:
+    """The objective as it was saved, in eval mode; of an encoder alone, all else in it is fresh.
+
+    Raises:
+        UserError: see `build_objective`, and if the weights are not those of the settings.
+    """
+    objective = build_objective(saved)
+    try:
+        missing = objective.load_state_dict(saved.state, strict=saved.is_full).missing_keys
+        if any(name.startswith("backbone.") for name in missing):
+            raise RuntimeError(f"{missing[0]} is missing")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{saved.path}: its weights are not those of its settings ({reason})") from error
+    return objective.eval()
+
+
+def crop_pct(settings: Mapping[str, Any]) -> float:
+    """The share of an image's shorter side that a run saw in evaluation: as set, else as for photographs."""
+    given = settings.get("data", {}).get("crop_pct")
+    if given is not None:
+        return float(given)
+    return 0.875 if 96 <= min(pair(settings["backbone"]["img_size"])) <= 224 else 1.0
+
+
+def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of saved settings.
+
+    Building calls what a node names, and a file from elsewhere may name anything.
+
+    Raises:
+        UserError: it names something outside of this project.
+    """
+    foreign = [target for target in _targets(node) if not str(target).startswith("vitmae.")]
+    if foreign:
+        raise UserError(f"the saved settings build {foreign[0]}, which is not of this project: refused")
+    return dict(node)
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        yield from (value for key, value in node.items() if key == "_target_")
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
