@@ -47,8 +47,9 @@ bench: dev       ## this project against its peers -> benchmarks/results/
 bench-gpu: install   ## what a GPU does: training steps, the CIFAR-10 recipe, feeding from JPEG files
 	$(BIN)/python -m benchmarks.gpu
 
-lint: dev        ## ruff
+lint: dev        ## ruff: faults and format
 	$(BIN)/ruff check vitmae tests benchmarks notebooks
+	$(BIN)/ruff format --check vitmae tests benchmarks notebooks
 
 types: dev       ## mypy
 	$(BIN)/mypy

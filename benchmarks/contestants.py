@@ -68,16 +68,30 @@ TINY = Size(32, 8, 64, 2, 2, (32, 1, 2))
 
 def backbone(size: Size) -> TimmViT:
     """This project's backbone."""
-    return TimmViT("vit_base_patch16_224", size.img_size, patch_size=size.patch_size, embed_dim=size.embed_dim,
-                   depth=size.depth, num_heads=size.num_heads)  # fmt: skip
+    return TimmViT(
+        "vit_base_patch16_224",
+        size.img_size,
+        patch_size=size.patch_size,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+    )
 
 
 def objective(kind: str, size: Size) -> Objective:
     """This project's objective: mae, masked_patch or supervised."""
     if kind == "mae":
         width, depth, heads = size.decoder
-        return MAE(backbone(size), Recipe(), **_STATISTICS, mask_ratio=size.mask_ratio, norm_pix_loss=True,
-                   decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads)  # fmt: skip
+        return MAE(
+            backbone(size),
+            Recipe(),
+            **_STATISTICS,
+            mask_ratio=size.mask_ratio,
+            norm_pix_loss=True,
+            decoder_embed_dim=width,
+            decoder_depth=depth,
+            decoder_num_heads=heads,
+        )
     if kind == "masked_patch":
         return MaskedPatch(backbone(size), Recipe(), **_STATISTICS)
     return Supervised(backbone(size), Recipe(), **_STATISTICS, num_classes=CLASSES)
@@ -114,11 +128,19 @@ def transformers_mae(size: Size) -> Peer:
 
     width, depth, heads = size.decoder
     config = ViTMAEConfig(
-        hidden_size=size.embed_dim, num_hidden_layers=size.depth, num_attention_heads=size.num_heads,
-        intermediate_size=4 * size.embed_dim, image_size=size.img_size, patch_size=size.patch_size,
-        decoder_hidden_size=width, decoder_num_hidden_layers=depth, decoder_num_attention_heads=heads,
-        decoder_intermediate_size=4 * width, mask_ratio=size.mask_ratio, norm_pix_loss=True,
-    )  # fmt: skip
+        hidden_size=size.embed_dim,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.num_heads,
+        intermediate_size=4 * size.embed_dim,
+        image_size=size.img_size,
+        patch_size=size.patch_size,
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=depth,
+        decoder_num_attention_heads=heads,
+        decoder_intermediate_size=4 * width,
+        mask_ratio=size.mask_ratio,
+        norm_pix_loss=True,
+    )
     return Peer(ViTMAEForPreTraining(config), lambda model, images, labels: model(images).loss)
 
 
@@ -162,8 +184,14 @@ def vit_pytorch_mae(size: Size) -> Peer:
 
     width, depth, heads = size.decoder
     encoder = _vit_pytorch(size, "mean")
-    model = TheirMAE(encoder=encoder, decoder_dim=width, masking_ratio=size.mask_ratio, decoder_depth=depth,
-                     decoder_heads=heads, decoder_dim_head=width // heads)  # fmt: skip
+    model = TheirMAE(
+        encoder=encoder,
+        decoder_dim=width,
+        masking_ratio=size.mask_ratio,
+        decoder_depth=depth,
+        decoder_heads=heads,
+        decoder_dim_head=width // heads,
+    )
     return Peer(model, lambda model, images, labels: model(images))
 
 
@@ -176,8 +204,15 @@ def torchvision_vit(size: Size) -> Peer:
     """VisionTransformer of torchvision."""
     from torchvision.models import VisionTransformer
 
-    model = VisionTransformer(size.img_size, size.patch_size, size.depth, size.num_heads, size.embed_dim,
-                              4 * size.embed_dim, num_classes=CLASSES)  # fmt: skip
+    model = VisionTransformer(
+        size.img_size,
+        size.patch_size,
+        size.depth,
+        size.num_heads,
+        size.embed_dim,
+        4 * size.embed_dim,
+        num_classes=CLASSES,
+    )
     return Peer(model, _classify)
 
 
@@ -186,10 +221,14 @@ def transformers_vit(size: Size) -> Peer:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=size.embed_dim, num_hidden_layers=size.depth, num_attention_heads=size.num_heads,
-        intermediate_size=4 * size.embed_dim, image_size=size.img_size, patch_size=size.patch_size,
+        hidden_size=size.embed_dim,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.num_heads,
+        intermediate_size=4 * size.embed_dim,
+        image_size=size.img_size,
+        patch_size=size.patch_size,
         num_labels=CLASSES,
-    )  # fmt: skip
+    )
     return Peer(ViTForImageClassification(config), lambda model, images, labels: model(images, labels=labels).loss)
 
 
@@ -204,25 +243,42 @@ def _classify(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def _timm(size: Size, num_classes: int = 0) -> nn.Module:
     return timm.create_model(
-        "vit_base_patch16_224", img_size=size.img_size, patch_size=size.patch_size, embed_dim=size.embed_dim,
-        depth=size.depth, num_heads=size.num_heads, num_classes=num_classes,
-    )  # fmt: skip
+        "vit_base_patch16_224",
+        img_size=size.img_size,
+        patch_size=size.patch_size,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        num_classes=num_classes,
+    )
 
 
 def _vit_pytorch(size: Size, pool: str = "cls") -> nn.Module:
     from vit_pytorch import ViT
 
-    return ViT(image_size=size.img_size, patch_size=size.patch_size, num_classes=CLASSES, dim=size.embed_dim,
-               depth=size.depth, heads=size.num_heads, mlp_dim=4 * size.embed_dim,
-               dim_head=size.embed_dim // size.num_heads, pool=pool)  # fmt: skip
+    return ViT(
+        image_size=size.img_size,
+        patch_size=size.patch_size,
+        num_classes=CLASSES,
+        dim=size.embed_dim,
+        depth=size.depth,
+        heads=size.num_heads,
+        mlp_dim=4 * size.embed_dim,
+        dim_head=size.embed_dim // size.num_heads,
+        pool=pool,
+    )
 
 
 PEERS: dict[str, dict[str, Callable[[Size], Peer]]] = {
     "mae": {"transformers": transformers_mae, "lightly": lightly_mae, "vit-pytorch": vit_pytorch_mae},
-    "supervised": {"timm": timm_vit, "torchvision": torchvision_vit, "transformers": transformers_vit,
-                   "vit-pytorch": vit_pytorch_vit},
+    "supervised": {
+        "timm": timm_vit,
+        "torchvision": torchvision_vit,
+        "transformers": transformers_vit,
+        "vit-pytorch": vit_pytorch_vit,
+    },
     "masked_patch": {},
-}  # fmt: skip
+}
 
 
 class Step:
@@ -240,8 +296,13 @@ class Step:
         self.device = next(module.parameters()).device.type
         self.compiled: Callable[..., Tensor] | None = None
         if isinstance(module, Ours):
-            groups = param_groups(module.objective.named_parameters(), Recipe(), 1e-4,
-                                  module.objective.layer_of, module.objective.backbone.depth + 1)  # fmt: skip
+            groups = param_groups(
+                module.objective.named_parameters(),
+                Recipe(),
+                1e-4,
+                module.objective.layer_of,
+                module.objective.backbone.depth + 1,
+            )
             self.optimizer = build_optimizer(groups, Recipe())
         else:
             trained = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -55,8 +55,10 @@ def extraction(quick: bool, batch: int, rounds: int) -> dict[str, Any]:
     if bf16:
         contestants["vitmae, bf16"] = lambda: encode(torch.bfloat16)
     timings = interleave(contestants, "timm, float32", rounds)
-    rows = [[name, rate(batch / timing.median), f"{50 * timing.spread:.0f} %", f"{timing.ratio:.2f}"]
-            for name, timing in timings.items()]  # fmt: skip
+    rows = [
+        [name, rate(batch / timing.median), f"{50 * timing.spread:.0f} %", f"{timing.ratio:.2f}"]
+        for name, timing in timings.items()
+    ]
     show(f"Features of ViT-B/16, batch {batch}", ["contestant", "images/s", "±", "to timm"], rows)
     return {"batch": batch, "timings": timings}
 
@@ -69,8 +71,10 @@ def neighbours(count: int, width: int, rounds: int) -> dict[str, Any]:
     """
     drawn = torch.Generator().manual_seed(0)
     centres = torch.randn(100, width, generator=drawn)
-    bank, queries = (centres[torch.randint(100, (count,), generator=drawn)] + torch.randn(count, width, generator=drawn)
-                     for _ in range(2))  # fmt: skip
+    bank, queries = (
+        centres[torch.randint(100, (count,), generator=drawn)] + torch.randn(count, width, generator=drawn)
+        for _ in range(2)
+    )
     unit = [torch.nn.functional.normalize(part).numpy() for part in (bank, queries)]
     found: dict[str, Any] = {}
 
@@ -86,11 +90,14 @@ def neighbours(count: int, width: int, rounds: int) -> dict[str, Any]:
     held = max(0, peak_memory() - before)
     timings = interleave({"scikit-learn": by_scikit_learn, "vitmae": here}, "scikit-learn", rounds, warmup=0)
     same = float((found["ours"] == found["theirs"]).mean())
-    rows = [[name, f"{timing.median:.2f}", f"{50 * timing.spread:.0f} %", f"{timing.ratio:.2f}"]
-            for name, timing in timings.items()]  # fmt: skip
+    rows = [
+        [name, f"{timing.median:.2f}", f"{50 * timing.spread:.0f} %", f"{timing.ratio:.2f}"]
+        for name, timing in timings.items()
+    ]
     show(f"{_K} nearest of {count} x {count} features of width {width}", ["", "s", "±", "to scikit-learn"], rows)
-    print(f"\n{100 * same:.3f} % of the neighbours are the same, in order; "
-          f"vitmae's working memory {held / 2**30:.2f} GiB")  # fmt: skip
+    print(
+        f"\n{100 * same:.3f} % of the neighbours are the same, in order; vitmae's working memory {held / 2**30:.2f} GiB"
+    )
     if same < 0.999:
         raise RuntimeError(f"only {100 * same:.2f} % of the neighbours agree")
     return {"count": count, "width": width, "same": same, "held_bytes": held, "timings": timings}

@@ -158,8 +158,10 @@ def cifar(path: Path | None, epochs: int, device: str, tiny: bool) -> dict[str, 
     wait(device)
     seconds = time.perf_counter() - start
     curve = torch.stack(losses).float().cpu().tolist()
-    print(f"\nCIFAR-10's recipe at patch 2, {epochs} epochs of {len(images)} images: {seconds:.0f} s (the first epoch, "
-          f"with compiling, {first:.0f} s); loss {curve[0]:.3f} to {curve[-1]:.3f}")  # fmt: skip
+    print(
+        f"\nCIFAR-10's recipe at patch 2, {epochs} epochs of {len(images)} images: {seconds:.0f} s (the first epoch, "
+        f"with compiling, {first:.0f} s); loss {curve[0]:.3f} to {curve[-1]:.3f}"
+    )
     return {"epochs": epochs, "images": len(images), "seconds": seconds, "first_epoch": first, "losses": curve}
 
 
@@ -177,10 +179,16 @@ def feed(device: str, workers: int, count: int, batch: int, tiny: bool) -> dict[
             delivered = _loop(data.train_dataloader(), None, device, tiny)
             trained = _loop(data.train_dataloader(), step, device, tiny)
             rows.append([name, rate(delivered[0]), rate(trained[0]), f"{100 * trained[1]:.1f} %"])
-            results[name] = {"loader_images_per_s": delivered[0], "training_images_per_s": trained[0],
-                             "waiting_share": trained[1]}  # fmt: skip
-    show(f"JPEG files to ViT-B/16, {workers} workers, batch {batch}",
-         ["files", "delivered, images/s", "trained, images/s", "the step waits"], rows)  # fmt: skip
+            results[name] = {
+                "loader_images_per_s": delivered[0],
+                "training_images_per_s": trained[0],
+                "waiting_share": trained[1],
+            }
+    show(
+        f"JPEG files to ViT-B/16, {workers} workers, batch {batch}",
+        ["files", "delivered, images/s", "trained, images/s", "the step waits"],
+        rows,
+    )
     return results
 
 

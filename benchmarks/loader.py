@@ -52,8 +52,17 @@ def photographs(folder: Path, count: int) -> None:
 
 def folder_data(path: Path, batch: int, workers: int) -> ImageData:
     """This project's data module on a folder."""
-    data = ImageData(Folder(), path=str(path), img_size=_SIZE, in_chans=3, batch_size=batch, num_workers=workers,
-                     stats={"mean": _MEAN, "std": _STD}, crop="random_resized", hflip=True)  # fmt: skip
+    data = ImageData(
+        Folder(),
+        path=str(path),
+        img_size=_SIZE,
+        in_chans=3,
+        batch_size=batch,
+        num_workers=workers,
+        stats={"mean": _MEAN, "std": _STD},
+        crop="random_resized",
+        hflip=True,
+    )
     data.prepare()
     return data
 
@@ -67,24 +76,41 @@ def normalize(images: torch.Tensor, mean: tuple[float, ...] = _MEAN, std: tuple[
 
 def v2_transform() -> v2.Compose:
     """What torchvision's documentation shows."""
-    return v2.Compose([v2.RandomResizedCrop(_SIZE, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                       v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-                       v2.Normalize(_MEAN, _STD)])  # fmt: skip
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(_SIZE, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(_MEAN, _STD),
+        ]
+    )
 
 
 def torchvision_loader(path: Path, batch: int, workers: int) -> DataLoader[Any]:
     """ImageFolder and a DataLoader."""
-    return DataLoader(ImageFolder(str(path / "train"), v2_transform()), batch, shuffle=True, num_workers=workers,
-                      drop_last=True)  # fmt: skip
+    return DataLoader(
+        ImageFolder(str(path / "train"), v2_transform()), batch, shuffle=True, num_workers=workers, drop_last=True
+    )
 
 
 def timm_loader(path: Path, batch: int, workers: int) -> Any:
     """The loader of timm's training script, without its GPU prefetcher."""
     from timm.data import create_dataset, create_loader
 
-    return create_loader(create_dataset("", str(path), split="train"), (3, _SIZE, _SIZE), batch, is_training=True,
-                         use_prefetcher=False, no_aug=False, scale=(0.2, 1.0), color_jitter=None,
-                         interpolation="bicubic", num_workers=workers, persistent_workers=False)  # fmt: skip
+    return create_loader(
+        create_dataset("", str(path), split="train"),
+        (3, _SIZE, _SIZE),
+        batch,
+        is_training=True,
+        use_prefetcher=False,
+        no_aug=False,
+        scale=(0.2, 1.0),
+        color_jitter=None,
+        interpolation="bicubic",
+        num_workers=workers,
+        persistent_workers=False,
+    )
 
 
 def bare(path: Path) -> Callable[[], int]:
@@ -126,12 +152,25 @@ def one_core(path: Path, shrunk: Path, batch: int, rounds: int) -> dict[str, Any
     }
     timings = interleave(contestants, "torchvision", rounds)
     # of the images each went through: batches that are not full are dropped, and a tenth is for validation
-    images = {"torchvision": files // batch * batch, "timm": files // batch * batch, "vitmae": count,
-              "vitmae, pre-shrunk": count, "vitmae, bytes": count, "bare decode + resize": files}  # fmt: skip
+    images = {
+        "torchvision": files // batch * batch,
+        "timm": files // batch * batch,
+        "vitmae": count,
+        "vitmae, pre-shrunk": count,
+        "vitmae, bytes": count,
+        "bare decode + resize": files,
+    }
     rates = {name: images[name] / timing.median for name, timing in timings.items()}
-    rows = [[name, rate(rates[name]), f"{50 * timings[name].spread:.0f} %",
-             f"{rates[name] / rates['torchvision']:.2f}", f"{100 * rates[name] / rates['bare decode + resize']:.0f} %"]
-            for name in contestants]  # fmt: skip
+    rows = [
+        [
+            name,
+            rate(rates[name]),
+            f"{50 * timings[name].spread:.0f} %",
+            f"{rates[name] / rates['torchvision']:.2f}",
+            f"{100 * rates[name] / rates['bare decode + resize']:.0f} %",
+        ]
+        for name in contestants
+    ]
     show("JPEG folder to batches of 224 px, one core", ["loader", "images/s", "±", "to torchvision", "of bare"], rows)
     return {"images": images, "images_per_s": rates, "timings": timings}
 
@@ -175,15 +214,23 @@ class Memory:
 def cifar(count: int, batch: int, rounds: int, workers: int) -> dict[str, Any]:
     """Seconds of an epoch through crop, flip and normalise."""
     memory = Memory(count)
-    data = ImageData(memory, img_size=32, in_chans=3, batch_size=batch, crop="pad", hflip=True,
-                     stats={"mean": _MEAN, "std": _STD})  # fmt: skip
+    data = ImageData(
+        memory, img_size=32, in_chans=3, batch_size=batch, crop="pad", hflip=True, stats={"mean": _MEAN, "std": _STD}
+    )
     data.prepare()
     theirs = CIFAR10.__new__(CIFAR10)  # without its files: the same images in memory, as it holds them
     theirs.data = memory.images.images.permute(0, 2, 3, 1).contiguous().numpy()
     theirs.targets = (torch.arange(count) % 10).tolist()
     theirs.target_transform = None
-    theirs.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(),
-                                   v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)])  # fmt: skip
+    theirs.transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(_MEAN, _STD),
+        ]
+    )
 
     def ours() -> int:
         return count_images((normalize(b.images),) for b in data.train_dataloader())
@@ -193,10 +240,15 @@ def cifar(count: int, batch: int, rounds: int, workers: int) -> dict[str, Any]:
 
     clock_is_wall = workers > 0  # workers' processor time is not this process's
     timings = interleave({"torchvision": by_torchvision, "vitmae": ours}, "torchvision", rounds, wall=clock_is_wall)
-    rows = [[name, f"{timing.median:.2f}", f"{50 * timing.spread:.0f} %", f"{timing.ratio:.1f}"]
-            for name, timing in timings.items()]  # fmt: skip
-    show(f"An epoch of {count} images of 32 px, torchvision with {workers} worker(s)", ["", "s", "±", "to torchvision"],
-         rows)  # fmt: skip
+    rows = [
+        [name, f"{timing.median:.2f}", f"{50 * timing.spread:.0f} %", f"{timing.ratio:.1f}"]
+        for name, timing in timings.items()
+    ]
+    show(
+        f"An epoch of {count} images of 32 px, torchvision with {workers} worker(s)",
+        ["", "s", "±", "to torchvision"],
+        rows,
+    )
     return {"count": count, "workers": workers, "timings": timings}
 
 
@@ -219,9 +271,13 @@ def main(arguments_given: list[str] | None = None) -> int:
         results = {
             "one_core": one_core(path, shrunk, batch, rounds),
             "waiting": waiting(path, batch, settings.threads, settings.quick),
-            "cifar": cifar(500 if settings.quick else 50_000, 100 if settings.quick else 256,
-                           1 if settings.quick else max(1, rounds // 2), 2),
-        }  # fmt: skip
+            "cifar": cifar(
+                500 if settings.quick else 50_000,
+                100 if settings.quick else 256,
+                1 if settings.quick else max(1, rounds // 2),
+                2,
+            ),
+        }
     save("loader", settings, results)
     return 0
 

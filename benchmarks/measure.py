@@ -185,8 +185,10 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     lines = [columns, ["-" * width for width in widths], *rows]
     print(f"\n{title}\n")
     for line in lines:
-        cells = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
-                 enumerate(zip(line, widths, strict=True)))  # fmt: skip
+        cells = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         print("| " + " | ".join(cells) + " |")
     sys.stdout.flush()
 

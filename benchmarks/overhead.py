@@ -90,10 +90,20 @@ def in_turn(rounds: int, bf16: bool, folder: str) -> tuple[list[float], list[flo
 
 def _train(epochs: int, folder: str) -> None:
     """The default job with the smallest model, without what it does between epochs."""
-    settings = [f"runs={folder}", "logger=csv", f"trainer.max_epochs={epochs}", "trainer.num_sanity_val_steps=0",
-                "trainer.accelerator=cpu", "backbone.embed_dim=16", "backbone.depth=1", "backbone.num_heads=1",
-                "model.decoder_depth=1", f"trainer.check_val_every_n_epoch={epochs}", "probe.every_n_epochs=100000",
-                "panel.every_n_epochs=100000"]  # fmt: skip
+    settings = [
+        f"runs={folder}",
+        "logger=csv",
+        f"trainer.max_epochs={epochs}",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.accelerator=cpu",
+        "backbone.embed_dim=16",
+        "backbone.depth=1",
+        "backbone.num_heads=1",
+        "model.decoder_depth=1",
+        f"trainer.check_val_every_n_epoch={epochs}",
+        "probe.every_n_epochs=100000",
+        "panel.every_n_epochs=100000",
+    ]
     if main_of_train(settings):
         raise RuntimeError("the job failed: see above")
 

@@ -85,7 +85,7 @@ CASES = (
     Case("timm", "ViT B/16, 4 registers, no CLS", "vit_base_patch16_reg4_gap_256", (64, 96), 1),
     Case("timm", "R26+S/32", "vit_small_r26_s32_224", (128, 192), patch_size=None),
     Case("timm", "R50+B/16", "vit_base_r50_s16_224", (32, 64), 4, patch_size=None),
-)  # fmt: skip
+)
 
 Stages = dict[str, Tensor]
 Side = Callable[[Tensor, Tensor], Stages]
@@ -140,10 +140,15 @@ def transformers_pair(case: Case, folder: str) -> Pair:
     """This project's backbone or masked autoencoder, and transformers' model."""
     width, depth, heads = _SHAPES[case.shape]
     sizes: dict[str, Any] = {
-        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
-        "image_size": list(case.size), "patch_size": case.patch_size, "num_channels": case.channels,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "image_size": list(case.size),
+        "patch_size": case.patch_size,
+        "num_channels": case.channels,
         "layer_norm_eps": _EPS,
-    }  # fmt: skip
+    }
     backbone = TimmViT(case.name, case.size, case.channels, case.patch_size)
     if not case.model.startswith("ViTMAE"):
         vit = ViTModel(ViTConfig(**sizes), add_pooling_layer=False)
@@ -155,8 +160,12 @@ def transformers_pair(case: Case, folder: str) -> Pair:
             lambda images, _: _watched(backbone.vit.blocks, lambda: {"latent": backbone(images)}),
             lambda images, _: _watched(vit.layers, lambda: {"latent": vit(images).last_hidden_state}),
         )
-    decoder = {"decoder_hidden_size": 192, "decoder_num_hidden_layers": 4, "decoder_num_attention_heads": 6,
-               "decoder_intermediate_size": 768}  # fmt: skip
+    decoder = {
+        "decoder_hidden_size": 192,
+        "decoder_num_hidden_layers": 4,
+        "decoder_num_attention_heads": 6,
+        "decoder_intermediate_size": 768,
+    }
     loss = {"mask_ratio": case.mask_ratio, "norm_pix_loss": case.norm_pix_loss}
     twin = ViTMAEForPreTraining(ViTMAEConfig(**sizes | {"image_size": case.size[0]}, **decoder, **loss))
     _shake(twin)
@@ -228,12 +237,15 @@ def page(results: dict[Case, dict[torch.dtype, dict[str, float]]]) -> str:
         _INTRODUCTION.format(limit=LIMIT, versions=versions),
         "| against | model | image | channels | tokens | blocks | latent | decoder blocks | prediction | loss |",
         "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for case, by_precision in results.items():
         stages = ("tokens", "block", "latent", "decoder block", "prediction", "loss")
         cells = [_pair([_worst(by_precision[precision], stage) for precision in PRECISIONS]) for stage in stages]
-        lines.append(f"| {case.library} | {case.model} | {case.size[0]}x{case.size[1]} | {case.channels} | "
-                     + " | ".join(cells) + " |")  # fmt: skip
+        lines.append(
+            f"| {case.library} | {case.model} | {case.size[0]}x{case.size[1]} | {case.channels} | "
+            + " | ".join(cells)
+            + " |"
+        )
     lines += ["", "## Block by block", "", "In float64.", ""]
     depth = max(sum(stage.startswith("block") for stage in by[PRECISIONS[1]]) for by in results.values())
     lines += ["| against | model | " + " | ".join(map(str, range(1, depth + 1))) + " |", "|---" * (depth + 2) + "|"]

@@ -26,14 +26,17 @@ def axes(base: Size, batch: int) -> dict[str, dict[str, Point]]:
     """What is moved, and where to: name -> setting -> sizes and batch."""
     side, depth = base.img_size, base.depth
     return {
-        "image size": {f"{size} px": (replace(base, img_size=size), batch)
-                       for size in (side // 2, side, side * 3 // 2)},
+        "image size": {
+            f"{size} px": (replace(base, img_size=size), batch) for size in (side // 2, side, side * 3 // 2)
+        },
         "batch": {f"{size} images": (base, size) for size in (max(1, batch // 4), batch, batch * 4)},
-        "mask ratio": {f"{share:.0%} hidden": (replace(base, mask_ratio=share), batch)
-                       for share in (0.25, 0.5, 0.75, 0.9)},
-        "depth": {f"{blocks} blocks": (replace(base, depth=blocks), batch)
-                  for blocks in (depth // 2, depth, depth * 2)},
-    }  # fmt: skip
+        "mask ratio": {
+            f"{share:.0%} hidden": (replace(base, mask_ratio=share), batch) for share in (0.25, 0.5, 0.75, 0.9)
+        },
+        "depth": {
+            f"{blocks} blocks": (replace(base, depth=blocks), batch) for blocks in (depth // 2, depth, depth * 2)
+        },
+    }
 
 
 def main(arguments_given: list[str] | None = None) -> int:

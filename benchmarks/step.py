@@ -79,15 +79,36 @@ CASES = {
     "mae_b16_fp32": Case("MAE, ViT-B/16, 224 px, float32", "mae", B16, 16, False, ("eager",), _MAE),
     "mae_cifar": Case("MAE, 192x12 + 192x4, 32 px, patch 4, bf16", "mae", CIFAR, 256, rivals=_MAE),
     "mae_cifar_fp32": Case("MAE, 192x12 + 192x4, 32 px, patch 4, float32", "mae", CIFAR, 256, False, ("eager",), _MAE),
-    "mae_cifar_installed": Case("MAE, 192x12 + 192x4, 32 px, patch 4, bf16, peers as installed", "mae", CIFAR, 256,
-                                modes=("eager",), rivals=_MAE, as_installed=True),
+    "mae_cifar_installed": Case(
+        "MAE, 192x12 + 192x4, 32 px, patch 4, bf16, peers as installed",
+        "mae",
+        CIFAR,
+        256,
+        modes=("eager",),
+        rivals=_MAE,
+        as_installed=True,
+    ),
     "vit_s16": Case("Supervised, ViT-S/16, 224 px, bf16", "supervised", S16, 16, rivals=_ViT),
     "vit_s16_fp32": Case("Supervised, ViT-S/16, 224 px, float32", "supervised", S16, 16, False, ("eager",), _ViT),
-    "masked_patch": Case("Masked patch prediction against supervised, ViT-S/16, 224 px, bf16", "masked_patch", S16, 16,
-                         modes=("eager",), rivals=("supervised",)),
-    "defaults": Case("MAE, ViT-B/16, 224 px, each with its own defaults", "mae", B16, 16, modes=("eager",),
-                     rivals=_MAE, as_installed=True, peers_bf16=False),
-}  # fmt: skip
+    "masked_patch": Case(
+        "Masked patch prediction against supervised, ViT-S/16, 224 px, bf16",
+        "masked_patch",
+        S16,
+        16,
+        modes=("eager",),
+        rivals=("supervised",),
+    ),
+    "defaults": Case(
+        "MAE, ViT-B/16, 224 px, each with its own defaults",
+        "mae",
+        B16,
+        16,
+        modes=("eager",),
+        rivals=_MAE,
+        as_installed=True,
+        peers_bf16=False,
+    ),
+}
 
 
 def build(case: Case, name: str) -> Step:
@@ -211,10 +232,21 @@ def main(arguments_given: list[str] | None = None) -> int:
         for name, timing in timings.items():
             held = memory[name.rpartition(",")[0]] if name.endswith("eager") else None
             share = flops / timing.median / peaks[case.bf16]
-            rows.append([name, rate(case.batch / timing.median), f"{50 * timing.spread:.0f} %", f"{timing.ratio:.2f}",
-                         f"{100 * share:.0f} %", f"{held / 2**30:.2f}" if held else ""])  # fmt: skip
-        show(f"{case.title}, batch {case.batch}, {settings.threads} thread(s)",
-             ["contestant", "images/s", "±", "to vitmae eager", "of peak", "memory, GiB"], rows)  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    rate(case.batch / timing.median),
+                    f"{50 * timing.spread:.0f} %",
+                    f"{timing.ratio:.2f}",
+                    f"{100 * share:.0f} %",
+                    f"{held / 2**30:.2f}" if held else "",
+                ]
+            )
+        show(
+            f"{case.title}, batch {case.batch}, {settings.threads} thread(s)",
+            ["contestant", "images/s", "±", "to vitmae eager", "of peak", "memory, GiB"],
+            rows,
+        )
         results[key] = {"batch": case.batch, "flops": flops, "timings": timings, "memory": memory}
     save("step" if not settings.case else "step." + ".".join(keys), settings, results)
     return 0

@@ -70,8 +70,10 @@ def test_features(tmp_path):
 
 
 def test_peak_memory_is_of_this_process_and_remembers_what_was_freed():
-    script = ("import benchmarks.measure as m; before = m.peak_memory(); bytes(bytearray(2**28)); "
-              "print(m.peak_memory() - before, m.resident_memory() - before)")  # fmt: skip
+    script = (
+        "import benchmarks.measure as m; before = m.peak_memory(); bytes(bytearray(2**28)); "
+        "print(m.peak_memory() - before, m.resident_memory() - before)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     peak, now = map(int, done.stdout.split())
     assert peak > 2**28 > now
@@ -96,7 +98,13 @@ def test_loader(tmp_path):
     quick(loader, tmp_path)
     written = results(tmp_path, "loader")
     assert set(written["one_core"]["images_per_s"]) == {
-        "torchvision", "timm", "vitmae", "vitmae, pre-shrunk", "vitmae, bytes", "bare decode + resize"}  # fmt: skip
+        "torchvision",
+        "timm",
+        "vitmae",
+        "vitmae, pre-shrunk",
+        "vitmae, bytes",
+        "bare decode + resize",
+    }
     assert 0 <= written["waiting"]["share"] < 1
 
 
@@ -104,13 +112,31 @@ def test_loader(tmp_path):
 def test_step(tmp_path):
     for package in ("lightly", "vit_pytorch", "transformers"):
         pytest.importorskip(package)
-    command = [sys.executable, "-m", "benchmarks.step", "--quick", "--eager", "--threads", "1",
-               "--case", "mae_b16", "--case", "vit_s16", "--case", "mae_cifar_installed", "--rounds", "1", "--results", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.step",
+        "--quick",
+        "--eager",
+        "--threads",
+        "1",
+        "--case",
+        "mae_b16",
+        "--case",
+        "vit_s16",
+        "--case",
+        "mae_cifar_installed",
+        "--rounds",
+        "1",
+        "--results",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     written = results(tmp_path, "step.mae_b16.vit_s16.mae_cifar_installed")
     assert set(written["mae_cifar_installed"]["memory"]) == {"vitmae", "transformers", "lightly", "vit-pytorch"}
     assert set(written["mae_b16"]["timings"]) == {
-        f"{name}, eager" for name in ("vitmae", "transformers", "lightly", "vit-pytorch")}  # fmt: skip
+        f"{name}, eager" for name in ("vitmae", "transformers", "lightly", "vit-pytorch")
+    }
     with pytest.raises(RuntimeError, match="the process of nobody ended with code 1"):
         step.Worker("mae_b16", "nobody", argparse.Namespace(threads=1, quick=True, eager=True, batch=None))
 
@@ -118,8 +144,10 @@ def test_step(tmp_path):
 @pytest.mark.slow
 def test_the_gpu_script_goes_through_everything_on_a_processor_and_imports_neither_hydra_nor_wandb(tmp_path):
     pytest.importorskip("transformers")
-    script = ("import sys; sys.modules.update(dict.fromkeys(['hydra', 'omegaconf', 'wandb'])); "
-              "from benchmarks.gpu import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['hydra', 'omegaconf', 'wandb'])); "
+        "from benchmarks.gpu import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", script, "--tiny", "--device", "cpu", "--results", str(tmp_path)]
     without_compiler = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # which takes minutes
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=without_compiler)

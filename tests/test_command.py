@@ -58,7 +58,12 @@ def test_the_nearest_setting_is_one_of_the_groups_that_were_chosen(run):
 
 @pytest.mark.parametrize(
     ("name", "code", "last_line"),
-    [("mistake", 2, "error: this cannot be done"), ("fault", 1, "ZeroDivisionError"), ("stop", 75, ""), ("well", 0, "")],
+    [
+        ("mistake", 2, "error: this cannot be done"),
+        ("fault", 1, "ZeroDivisionError"),
+        ("stop", 75, ""),
+        ("well", 0, ""),
+    ],
 )
 def test_how_a_task_ends_is_how_the_command_ends(run, name, code, last_line):
     done = run(f"name={name}")
@@ -94,7 +99,7 @@ def test_a_job_of_a_sweep_looks_like_a_command_of_its_own_to_those_that_run_it_a
     assert run("-m", "seed=1,2", "name=well", "--config-dir", str(configs)).code == 0
     assert [arguments[1:] for _, arguments, *_ in calls] == [
         ["--config-dir", str(configs), f"runs={tmp_path / 'runs'}", f"seed={seed}", "name=well"] for seed in (1, 2)
-    ]  # fmt: skip
+    ]
     assert all(run_dir == output_dir for *_, run_dir, output_dir in calls)
 
 
@@ -143,9 +148,11 @@ def test_the_jobs_of_a_sweep_are_named_by_what_differs(run, tmp_path):
     run("-m", "seed=1,2", "name=well", "model.optimizer.betas=[0.9,0.95],[0.9,0.999]")
     (sweep,) = (tmp_path / "runs").glob("*/*-well-sweep")
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == [
-        "0-model.optimizer.betas=_0.9_0.95_seed=1", "1-model.optimizer.betas=_0.9_0.999_seed=1",
-        "2-model.optimizer.betas=_0.9_0.95_seed=2", "3-model.optimizer.betas=_0.9_0.999_seed=2",
-    ]  # fmt: skip
+        "0-model.optimizer.betas=_0.9_0.95_seed=1",
+        "1-model.optimizer.betas=_0.9_0.999_seed=1",
+        "2-model.optimizer.betas=_0.9_0.95_seed=2",
+        "3-model.optimizer.betas=_0.9_0.999_seed=2",
+    ]
 
 
 def test_a_run_is_named_by_its_time_and_its_groups(run, tmp_path):

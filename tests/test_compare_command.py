@@ -63,8 +63,19 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch,
     assert not (tmp_path / "c" / "runs").exists()
 
 
-WORDS = ["methods=[scratch,mae]", "seeds=[0]", "probes=[knn]", "logger=csv", "trainer.max_epochs=2", "trainer=cpu",
-         "panel.images=2", "probe.images=100", "scratch=[]", "finetune=[model.pool=avg]", "data.num_workers=0"]  # fmt: skip
+WORDS = [
+    "methods=[scratch,mae]",
+    "seeds=[0]",
+    "probes=[knn]",
+    "logger=csv",
+    "trainer.max_epochs=2",
+    "trainer=cpu",
+    "panel.images=2",
+    "probe.images=100",
+    "scratch=[]",
+    "finetune=[model.pool=avg]",
+    "data.num_workers=0",
+]
 
 
 @pytest.mark.slow

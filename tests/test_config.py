@@ -22,10 +22,24 @@ class Recipe:
 
 class Model:
     def __init__(
-        self, backbone: object, optimizer: Recipe, mask_ratio: float, depth: int | None = None, flip: bool = False,
-        kind: Literal["random", "block"] = "random", size: int | Sequence[int] = 8, path: Path | None = None, stats: Any = None,
-    ) -> None:  # fmt: skip
-        self.backbone, self.optimizer, self.mask_ratio, self.depth, self.size = backbone, optimizer, mask_ratio, depth, size
+        self,
+        backbone: object,
+        optimizer: Recipe,
+        mask_ratio: float,
+        depth: int | None = None,
+        flip: bool = False,
+        kind: Literal["random", "block"] = "random",
+        size: int | Sequence[int] = 8,
+        path: Path | None = None,
+        stats: Any = None,
+    ) -> None:
+        self.backbone, self.optimizer, self.mask_ratio, self.depth, self.size = (
+            backbone,
+            optimizer,
+            mask_ratio,
+            depth,
+            size,
+        )
 
 
 def anything(first: int, **rest: Any) -> dict[str, Any]:
@@ -33,7 +47,10 @@ def anything(first: int, **rest: Any) -> dict[str, Any]:
 
 
 def model(**settings):
-    return {"model": {"_target_": f"{HERE}.Model", "optimizer": {"_target_": f"{HERE}.Recipe"}, "mask_ratio": 0.5} | settings}
+    return {
+        "model": {"_target_": f"{HERE}.Model", "optimizer": {"_target_": f"{HERE}.Recipe"}, "mask_ratio": 0.5}
+        | settings
+    }
 
 
 @pytest.mark.parametrize(
@@ -50,7 +67,10 @@ def model(**settings):
         ({"mask_rato": 0.5}, "unknown setting model.mask_rato: did you mean model.mask_ratio?"),
         ({"zzz": 0.5}, "unknown setting model.zzz"),
         ({"optimizer": {"_target_": f"{HERE}.Recipe", "base_rl": 1}}, "did you mean model.optimizer.base_lr?"),
-        ({"optimizer": {"_target_": f"{HERE}.Recipe", "betas": [0.9]}}, "model.optimizer.betas=[0.9]: a list of another length"),
+        (
+            {"optimizer": {"_target_": f"{HERE}.Recipe", "betas": [0.9]}},
+            "model.optimizer.betas=[0.9]: a list of another length",
+        ),
         ({"stats": [{"_target_": f"{HERE}.Recipe", "base_lr": "x"}]}, "model.stats[0].base_lr=x: a number is wanted"),
         ({"_target_": "vitmae.nowhere.Model"}, "_target_=vitmae.nowhere.Model cannot be found"),
     ],
@@ -65,10 +85,16 @@ def test_a_wrong_key_or_kind_of_value_is_one_line_that_names_it(settings, messag
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mask_ratio": 1}, {"depth": 3}, {"size": [8, 16]}, {"size": 8}, {"path": "some/where"}, {"stats": {"mean": [0.5]}},
-        {"optimizer": {"_target_": f"{HERE}.Recipe", "betas": [0, 1]}}, {"backbone": "of no type that a setting can have"},
+        {"mask_ratio": 1},
+        {"depth": 3},
+        {"size": [8, 16]},
+        {"size": 8},
+        {"path": "some/where"},
+        {"stats": {"mean": [0.5]}},
+        {"optimizer": {"_target_": f"{HERE}.Recipe", "betas": [0, 1]}},
+        {"backbone": "of no type that a setting can have"},
     ],
-)  # fmt: skip
+)
 def test_whole_numbers_pass_for_numbers_and_lists_for_tuples(settings):
     check_settings(model(**settings))
 
@@ -108,7 +134,10 @@ def test_settings_are_resolved_to_plain_values():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"a": {"b": "???"}}, "a.b must be given: a.b=…"), ({"a": "${nothing}"}, "a: Interpolation key 'nothing' not found")],
+    [
+        ({"a": {"b": "???"}}, "a.b must be given: a.b=…"),
+        ({"a": "${nothing}"}, "a: Interpolation key 'nothing' not found"),
+    ],
 )
 def test_a_value_that_is_missing_or_leads_nowhere_is_named(settings, message):
     with pytest.raises(UserError) as error:
@@ -131,7 +160,9 @@ def test_every_key_of_nested_settings_can_be_named():
     ],
 )
 def test_the_nearest_key_is_near(key, near):
-    assert did_you_mean(key, ["model", "model.std", "model.mask_ratio", "trainer.max_epochs", "trainer.max_steps"]) == near
+    assert (
+        did_you_mean(key, ["model", "model.std", "model.mask_ratio", "trainer.max_epochs", "trainer.max_steps"]) == near
+    )
 
 
 def test_the_settings_are_found_inside_an_installed_package_and_beside_a_checkout(tmp_path, monkeypatch):

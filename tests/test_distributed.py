@@ -8,17 +8,28 @@ import pytest
 import torch
 
 SETTINGS = [
-    "logger=none", "backbone.depth=1", "backbone.embed_dim=24", "data.crop=none", "trainer.precision=32-true", "trainer.max_steps=4",
+    "logger=none",
+    "backbone.depth=1",
+    "backbone.embed_dim=24",
+    "data.crop=none",
+    "trainer.precision=32-true",
+    "trainer.max_steps=4",
     "trainer.limit_val_batches=2",
     # not Adam: it scales the rounding noise of gradients that are zero by definition (a key's bias) up to a full step
-    "model.optimizer.name=momentum", "model.optimizer.betas=null", "model.optimizer.base_lr=0.4", "probe.images=50", "panel.images=2", "trainer.num_sanity_val_steps=0",
-]  # fmt: skip
+    "model.optimizer.name=momentum",
+    "model.optimizer.betas=null",
+    "model.optimizer.base_lr=0.4",
+    "probe.images=50",
+    "panel.images=2",
+    "trainer.num_sanity_val_steps=0",
+]
 
 
 def run(folder, *overrides):
     command = [sys.executable, "-m", "vitmae.train", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -27,8 +38,14 @@ def run(folder, *overrides):
 @pytest.mark.parametrize("model", ["mae", "masked_patch", "vit"])
 def test_two_processes_equal_one_process_with_twice_the_batch(model, tmp_path):
     one = run(tmp_path / "one", f"model={model}", "trainer=cpu", "data.batch_size=32")
-    two = run(tmp_path / "two", f"model={model}", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
-              "data.batch_size=16")
+    two = run(
+        tmp_path / "two",
+        f"model={model}",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.batch_size=16",
+    )
     assert one["global_step"] == two["global_step"] == 4
     for name, weight in one["state_dict"].items():
         assert torch.allclose(weight, two["state_dict"][name], atol=2e-6), name

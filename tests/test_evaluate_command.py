@@ -35,8 +35,15 @@ def test_the_runs_own_images_are_evaluated_and_results_lie_beside_it(place, caps
 
 
 def test_all_is_what_applies(place, capsys):
-    words = ["linear.epochs=2", "linear.warmup_epochs=0", "attentive.epochs=2", "attentive.warmup_epochs=0",
-             "logistic.cs=[1.0]", "limit=100", "out=scores.json"]  # fmt: skip
+    words = [
+        "linear.epochs=2",
+        "linear.warmup_epochs=0",
+        "attentive.epochs=2",
+        "attentive.warmup_epochs=0",
+        "logistic.cs=[1.0]",
+        "limit=100",
+        "out=scores.json",
+    ]
     done = run_command(evaluate.main, "ckpt=runs/mae", *words, capsys=capsys)
     assert (done.code, done.err) == (0, "")
     probes = {score["probe"] for score in json.loads((place / "scores.json").read_text())["scores"]}
@@ -51,8 +58,9 @@ def test_other_images_are_seen_at_the_checkpoints_size_and_in_its_channels(place
     content = json.loads((place / "a.json").read_text())
     assert content["img_size"] == [8, 8]
     assert content["split"] == "val", "a folder without a test split"
-    done = run_command(evaluate.main, "ckpt=last", "probe=knn", "knn.ks=[1]", *words, "data.img_size=16", "out=b.json",
-                       capsys=capsys)  # fmt: skip
+    done = run_command(
+        evaluate.main, "ckpt=last", "probe=knn", "knn.ks=[1]", *words, "data.img_size=16", "out=b.json", capsys=capsys
+    )
     assert done.code == 0
     assert "interpolated" in done.out
 
@@ -125,6 +133,8 @@ def test_a_classifier_scored_by_the_images_that_chose_it_is_said_to_be(place, ca
 
 
 def test_settings_are_shown_before_anything_heavy_is_imported():
-    code = ("import sys; from vitmae import evaluate; assert evaluate.main(['--cfg', 'job']) == 0; "
-            "sys.exit('torch' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys; from vitmae import evaluate; assert evaluate.main(['--cfg', 'job']) == 0; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

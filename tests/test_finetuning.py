@@ -25,9 +25,18 @@ pytestmark = QUIET
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2}
 TINY = [
-    "trainer=cpu", "trainer.precision=32-true", "logger=none", "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2",
-    "trainer.num_sanity_val_steps=0", "probe.images=50", "panel.images=1", "data.batch_size=64", "trainer.accumulate_grad_batches=1",
-]  # fmt: skip
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "logger=none",
+    "backbone.embed_dim=32",
+    "backbone.depth=2",
+    "backbone.num_heads=2",
+    "trainer.num_sanity_val_steps=0",
+    "probe.images=50",
+    "panel.images=1",
+    "data.batch_size=64",
+    "trainer.accumulate_grad_batches=1",
+]
 SHORT = ["trainer.max_steps=2", "model.optimizer.warmup_epochs=null", "trainer.limit_val_batches=1"]
 
 
@@ -74,17 +83,31 @@ def test_the_maes_fine_tuning_is_its_papers_table_9_with_the_values_of_its_publi
 def test_the_rates_of_vit_b_under_it_are_the_papers_formula_in_depth_plus_one_steps():
     config = plain(compose("experiment=finetune_mae", "data=imagenet", "backbone=vit_base"))
     with torch.device("meta"):
-        model = build_node(config["model"] | {"num_classes": 1000}, backbone=build_node(config["backbone"]), mean=[0.5] * 3, std=[0.5] * 3)
+        model = build_node(
+            config["model"] | {"num_classes": 1000},
+            backbone=build_node(config["backbone"]),
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+        )
     peak = model.optimizer.peak_lr(1024)
     groups = param_groups(model.named_parameters(), model.optimizer, peak, model.layer_of, 13)
-    rates = {(number, name): 2e-3 * 0.65 ** (13 - number) for number in range(14) for name in ("decayed", "not decayed")}
+    rates = {
+        (number, name): 2e-3 * 0.65 ** (13 - number) for number in range(14) for name in ("decayed", "not decayed")
+    }
     assert {group["name"]: group["lr"] for group in groups} == pytest.approx(
         {f"layer {number}, {name}": rate for (number, name), rate in rates.items()}
     )
     layers = {id(parameter): group["name"].split(",")[0] for group in groups for parameter in group["params"]}
-    for name, layer in {"backbone.vit.patch_embed.proj.weight": 0, "backbone.vit.pos_embed": 0, "backbone.vit.cls_token": 0,
-                        "backbone.vit.blocks.0.norm1.bias": 1, "backbone.vit.blocks.11.mlp.fc2.weight": 12,
-                        "fc_norm.weight": 13, "head.weight": 13, "head.bias": 13}.items():  # fmt: skip
+    for name, layer in {
+        "backbone.vit.patch_embed.proj.weight": 0,
+        "backbone.vit.pos_embed": 0,
+        "backbone.vit.cls_token": 0,
+        "backbone.vit.blocks.0.norm1.bias": 1,
+        "backbone.vit.blocks.11.mlp.fc2.weight": 12,
+        "fc_norm.weight": 13,
+        "head.weight": 13,
+        "head.bias": 13,
+    }.items():
         assert layers[id(model.get_parameter(name))] == f"layer {layer}", name
 
 
@@ -106,7 +129,13 @@ def test_the_recipe_for_small_sets_has_what_small_sets_need():
     config = compose("experiment=small_vit")
     model, recipe, data = config.model, config.model.optimizer, config.data
     backbone = config.backbone
-    assert (backbone.embed_dim or 192, backbone.depth, backbone.num_heads, backbone.mlp_ratio, backbone.patch_size) == (192, 9, 12, 2, 4)
+    assert (backbone.embed_dim or 192, backbone.depth, backbone.num_heads, backbone.mlp_ratio, backbone.patch_size) == (
+        192,
+        9,
+        12,
+        2,
+        4,
+    )
     assert (data.rand_augment, data.random_erasing, data.repeats, data.crop, data.hflip) == (9, 0.25, 3, "pad", True)
     assert (model.mixup, model.cutmix, model.label_smoothing, backbone.drop_path_rate) == (1.0, 1.0, 0.1, 0.1)
     assert recipe.base_lr * data.batch_size / 256 == pytest.approx(1e-3, rel=0.01)
@@ -116,7 +145,15 @@ def test_the_recipe_for_small_sets_has_what_small_sets_need():
 
 @pytest.mark.parametrize("experiment", ["finetune_mae", "finetune_vit", "small_vit"])
 def test_each_recipe_trains_and_all_its_settings_take_effect(train, experiment):
-    small = {"small_vit": ["data=digits", "backbone=vit_pico", "data.batch_size=66", "backbone.mlp_ratio=2", "backbone.depth=2"]}
+    small = {
+        "small_vit": [
+            "data=digits",
+            "backbone=vit_pico",
+            "data.batch_size=66",
+            "backbone.mlp_ratio=2",
+            "backbone.depth=2",
+        ]
+    }
     done = train(f"experiment={experiment}", "data.img_size=8", *small.get(experiment, []), *SHORT)
     assert done.code == 0, done.err
     assert "What took effect" in done.out
@@ -139,7 +176,14 @@ def test_an_encoder_of_any_objective_can_be_fine_tuned(train, kind):
 
 def test_a_larger_image_gets_positions_interpolated_in_two_dimensions_and_is_told_so(train):
     made, path = pretrained("masked_patch")
-    done = train("model=vit", "model.optimizer.base_lr=1e-12", "data.img_size=[12,16]", f"backbone.weights={path}", "name=run", *SHORT)
+    done = train(
+        "model=vit",
+        "model.optimizer.base_lr=1e-12",
+        "data.img_size=[12,16]",
+        f"backbone.weights={path}",
+        "name=run",
+        *SHORT,
+    )
     assert done.code == 0, done.err
     assert "resampled  backbone.vit.pos_embed (4x4 -> 6x8)" in done.out
     positions = read_checkpoint(run_named("run") / "checkpoints" / "last.ckpt")["state_dict"]["backbone.vit.pos_embed"]
@@ -208,13 +252,25 @@ def test_a_setting_that_a_frozen_backbone_leaves_without_effect_is_refused(train
     assert "backbone.drop_path_rate=0.1 became 0.0" in done.err
 
 
-def test_a_fine_tuning_with_all_its_knobs_interrupted_in_mid_epoch_ends_bit_for_bit_as_if_it_had_not_been(train, monkeypatch):
+def test_a_fine_tuning_with_all_its_knobs_interrupted_in_mid_epoch_ends_bit_for_bit_as_if_it_had_not_been(
+    train, monkeypatch
+):
     from vitmae.training.step_log import StepLog
 
     _, path = pretrained("mae")
-    recipe = ["experiment=finetune_mae", f"backbone.weights={path}", "data.batch_size=48", "data.repeats=2", "data.num_workers=0",
-              "model.freeze=1", "model.optimizer.ema_decay=0.9", "backbone.drop_rate=0.1", "model.optimizer.warmup_epochs=0.2",
-              "trainer.max_epochs=1", "trainer.accumulate_grad_batches=2"]  # fmt: skip
+    recipe = [
+        "experiment=finetune_mae",
+        f"backbone.weights={path}",
+        "data.batch_size=48",
+        "data.repeats=2",
+        "data.num_workers=0",
+        "model.freeze=1",
+        "model.optimizer.ema_decay=0.9",
+        "backbone.drop_rate=0.1",
+        "model.optimizer.warmup_epochs=0.2",
+        "trainer.max_epochs=1",
+        "trainer.accumulate_grad_batches=2",
+    ]
     whole = train(*recipe, "name=whole")
     assert whole.code == 0, whole.err
     log = StepLog.on_train_batch_end
@@ -231,14 +287,26 @@ def test_a_fine_tuning_with_all_its_knobs_interrupted_in_mid_epoch_ends_bit_for_
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 5
     assert main([f"ckpt={run}"]) == 0
     for kind in ("last", "best"):
-        ours, theirs = (read_checkpoint(run_named(name) / "checkpoints" / f"{kind}.ckpt") for name in ("killed", "whole"))
+        ours, theirs = (
+            read_checkpoint(run_named(name) / "checkpoints" / f"{kind}.ckpt") for name in ("killed", "whole")
+        )
         assert ours["global_step"] == theirs["global_step"]
-        for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "loops"):
+        for part in (
+            "state_dict",
+            "current_model_state",
+            "averaging_state",
+            "optimizer_states",
+            "lr_schedulers",
+            "loops",
+        ):
             assert same(ours[part], theirs[part]), part
 
 
 def test_what_is_loaded_of_a_run_with_an_average_is_the_average_and_the_load_says_so(train):
-    assert train("model=vit", "model.optimizer.ema_decay=0.99", "name=run", "model.optimizer.base_lr=1e-2", *SHORT).code == 0
+    assert (
+        train("model=vit", "model.optimizer.ema_decay=0.99", "name=run", "model.optimizer.base_lr=1e-2", *SHORT).code
+        == 0
+    )
     run = run_named("run")
     content = read_checkpoint(run / "checkpoints" / "best.ckpt")
     weight = "backbone.vit.blocks.0.mlp.fc1.weight"

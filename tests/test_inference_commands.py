@@ -72,8 +72,10 @@ def test_a_bundle_is_handed_to_the_hub(place, capsys, monkeypatch):
     done = run_command(export.main, "ckpt=last", "push=me/my-mae", capsys=capsys)
     assert done.code == 0
     assert "uploaded to https://hub/me/my-mae" in done.out
-    assert Hub.asked == [("create", "me/my-mae", {"private": True, "exist_ok": True}),
-                         ("upload", "me/my-mae", ["README.md", "model.json", "model.safetensors"])]  # fmt: skip
+    assert Hub.asked == [
+        ("create", "me/my-mae", {"private": True, "exist_ok": True}),
+        ("upload", "me/my-mae", ["README.md", "model.json", "model.safetensors"]),
+    ]
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_bundle_and_says_what_to_do(place, capsys, monkeypatch):
@@ -85,8 +87,15 @@ def test_a_hub_that_cannot_be_reached_leaves_the_bundle_and_says_what_to_do(plac
 
 
 def test_a_folder_is_embedded(place, capsys):
-    done = run_command(embed.main, "ckpt=runs/mae", "images=photos", "out=vectors/photos.parquet", "num_workers=0",
-                       "pooling=cls", capsys=capsys)  # fmt: skip
+    done = run_command(
+        embed.main,
+        "ckpt=runs/mae",
+        "images=photos",
+        "out=vectors/photos.parquet",
+        "num_workers=0",
+        "pooling=cls",
+        capsys=capsys,
+    )
     assert (done.code, done.err) == (0, "")
     assert "10 vectors of width 32" in done.out
     assert len(pq.read_table(place / "vectors" / "photos.parquet")) == 10
@@ -95,7 +104,9 @@ def test_a_folder_is_embedded(place, capsys):
 def test_a_folder_is_reconstructed(place, capsys):
     done = run_command(reconstruct.main, "ckpt=best", "images=photos", "passes=4", "panels=1", capsys=capsys)
     assert done.code == 2  # no best.ckpt yet
-    done = run_command(reconstruct.main, "ckpt=last", "images=photos", "passes=4", "panels=1", "num_workers=0", capsys=capsys)
+    done = run_command(
+        reconstruct.main, "ckpt=last", "images=photos", "passes=4", "panels=1", "num_workers=0", capsys=capsys
+    )
     assert (done.code, done.err) == (0, "")
     assert files(place / "reconstructions") == ["errors.npy", "panels", "scores.csv"]
     with (place / "reconstructions" / "scores.csv").open() as file:
@@ -123,10 +134,18 @@ def test_a_folder_is_reconstructed(place, capsys):
         (embed.main, ["ckpt=last", "images="], "images= is empty"),
         (embed.main, ["ckpt=last", "images=empty"], "no image below empty"),
         (embed.main, ["ckpt=last", "images=note.txt"], "note.txt lists no image"),
-        (embed.main, ["ckpt=last", "images=photos", "out=note.txt/x.parquet"], "out=note.txt/x.parquet cannot be written"),
+        (
+            embed.main,
+            ["ckpt=last", "images=photos", "out=note.txt/x.parquet"],
+            "out=note.txt/x.parquet cannot be written",
+        ),
         (embed.main, ["ckpt=last", "images=photos", "num_workers=-1"], "num_workers=-1: at least 0 is wanted"),
         (embed.main, ["ckpt=last", "images=photos", "batch_size=0"], "batch_size=0: at least 1 is wanted"),
-        (embed.main, ["ckpt=last", "images=photos", "out=features.csv"], "out=features.csv: a name that ends in .parquet"),
+        (
+            embed.main,
+            ["ckpt=last", "images=photos", "out=features.csv"],
+            "out=features.csv: a name that ends in .parquet",
+        ),
         (embed.main, ["ckpt=last", "images=photos", "batch_size=many"], "batch_size=many: a whole number is wanted"),
         (embed.main, ["ckpt=last", "images=photos", "device=gpu5"], "device=gpu5"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.5", "passes=2"], "exclude each other"),
@@ -134,7 +153,11 @@ def test_a_folder_is_reconstructed(place, capsys):
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.99"], "mask=0.99 leaves no visible patch"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=nan"], "mask=nan: a ratio between 0 and 1"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=-1"], "mask=-1: a ratio between 0 and 1"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "mask=note.txt"], "mask=note.txt cannot be read (cannot identify image file)"),
+        (
+            reconstruct.main,
+            ["ckpt=last", "images=photos", "mask=note.txt"],
+            "mask=note.txt cannot be read (cannot identify image file)",
+        ),
         (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt"], "out=note.txt is there already"),
         (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt/x"], "out=note.txt/x cannot be written"),
         (reconstruct.main, ["ckpt=last", "images=photos", "panels=-1"], "panels=-1: at least 0 is wanted"),

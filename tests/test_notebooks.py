@@ -27,7 +27,9 @@ def test_a_notebook_is_valid_compiles_and_is_kept_without_outputs(path):
 def pictures(path, folder):
     """How many pictures a notebook shows that is executed in a folder; an error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
@@ -44,11 +46,28 @@ def test_a_notebook_trains_a_model_by_itself_and_shows_its_pictures(path, tmp_pa
 def rectangles(tmp_path_factory):
     """A run on coloured rectangles."""
     run = tmp_path_factory.mktemp("runs") / "mae"
-    assert train.main([
-        "model=mae", "data=shapes", "data.img_size=[16,32]", "data.source.num_train=64", "data.source.num_val=16",
-        "data.batch_size=32", "backbone=vit_pico", "backbone.patch_size=4", "backbone.depth=2", "model.decoder_depth=1",
-        "trainer=cpu", "trainer.max_epochs=1", "logger=none", "probe.images=16", f"hydra.run.dir={run}",
-    ]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [
+                "model=mae",
+                "data=shapes",
+                "data.img_size=[16,32]",
+                "data.source.num_train=64",
+                "data.source.num_val=16",
+                "data.batch_size=32",
+                "backbone=vit_pico",
+                "backbone.patch_size=4",
+                "backbone.depth=2",
+                "model.decoder_depth=1",
+                "trainer=cpu",
+                "trainer.max_epochs=1",
+                "logger=none",
+                "probe.images=16",
+                f"hydra.run.dir={run}",
+            ]
+        )
+        == 0
+    )
     return run
 
 

@@ -13,8 +13,14 @@ def test_the_table_has_every_stage_and_float64_is_within_its_limit():
         assert double < LIMIT
         assert single < 1e-4
     stages = next(iter(results[SMALL[0]].values()))
-    assert list(stages) == ["tokens", *(f"block {i}" for i in range(1, 13)),
-                            *(f"decoder block {i}" for i in range(1, 5)), "latent", "prediction", "loss"]  # fmt: skip
+    assert list(stages) == [
+        "tokens",
+        *(f"block {i}" for i in range(1, 13)),
+        *(f"decoder block {i}" for i in range(1, 5)),
+        "latent",
+        "prediction",
+        "loss",
+    ]
     text = page(results)
     assert "| timm | ViT Ti/16 | 32x48 | 4 |" in text
     assert text.count("| transformers | ViTMAE Ti/8 |") == 2

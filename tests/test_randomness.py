@@ -41,7 +41,6 @@ def test_known_values_stay_so_that_old_runs_can_be_continued():
     assert uniform(torch.tensor([fold(0, "mask")]), 3)[0].tolist() == KNOWN
 
 
-
 @pytest.mark.parametrize("key", [0, 7, -3, fold(1, "mask"), -(2**62)])
 def test_library_functions_draw_as_after_torchs_own_seeding(key):
     torch.manual_seed(key)

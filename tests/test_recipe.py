@@ -20,7 +20,9 @@ def test_only_matrices_are_decayed_not_biases_norms_positions_or_tokens(kind):
     settings = {"fixed_positions": False} if kind != "masked_patch" else {}
     model = objective(kind, tiny_backbone("vit_base_patch14_reg4_dinov2", (28, 28), 14), **settings)
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed = {names[id(p)] for g in groups_of(model, Recipe(weight_decay=0.1)) if g["weight_decay"] for p in g["params"]}
+    decayed = {
+        names[id(p)] for g in groups_of(model, Recipe(weight_decay=0.1)) if g["weight_decay"] for p in g["params"]
+    }
     for name, parameter in model.named_parameters():
         special = any(part in name for part in ("pos_embed", "cls_token", "reg_token", "mask_token"))
         assert (name in decayed) is (parameter.ndim > 1 and not special), name
@@ -71,8 +73,10 @@ def test_a_decayed_learning_rate_reaches_the_update():
 
 def test_the_schedule_rises_from_0_to_the_peak_and_falls_to_the_floor_in_every_group():
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [p], "lr": lr, "weight_decay": 0.0, "name": ""}
-              for p, lr in zip(parameters, (1.0, 0.25), strict=True)]
+    groups = [
+        {"params": [p], "lr": lr, "weight_decay": 0.0, "name": ""}
+        for p, lr in zip(parameters, (1.0, 0.25), strict=True)
+    ]
     recipe = Recipe(min_lr=0.1)
     optimizer = build_optimizer(groups, recipe)
     schedule = build_schedule(optimizer, recipe, peak_lr=1.0, warmup_steps=10, total_steps=110)
@@ -116,7 +120,9 @@ def test_timms_optimisers_take_the_groups_with_their_own_rates(name):
     assert len({group["lr"] for group in optimizer.param_groups}) == 4
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"name": "adamx"}, "no such optimiser"), ({"layer_decay": 0.0}, "layer_decay")])
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"name": "adamx"}, "no such optimiser"), ({"layer_decay": 0.0}, "layer_decay")]
+)
 def test_recipes_that_cannot_be_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         Recipe(**settings)

@@ -23,9 +23,17 @@ from vitmae.training.loggers import read_metrics
 pytestmark = QUIET
 
 TINY = [
-    "trainer=cpu", "trainer.precision=32-true", "logger=none", "backbone.embed_dim=16", "backbone.depth=1", "backbone.num_heads=2",
-    "data.batch_size=64", "trainer.num_sanity_val_steps=0", "probe.images=50", "panel.images=1",
-]  # fmt: skip
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "logger=none",
+    "backbone.embed_dim=16",
+    "backbone.depth=1",
+    "backbone.num_heads=2",
+    "data.batch_size=64",
+    "trainer.num_sanity_val_steps=0",
+    "probe.images=50",
+    "panel.images=1",
+]
 
 
 @pytest.fixture
@@ -56,9 +64,14 @@ def same(a, b):
 
 def shell(*arguments, cwd, env=None, **settings):
     return subprocess.run(
-        [sys.executable, "-m", "vitmae.train", *arguments], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), **(env or {})}, **settings,
-    )  # fmt: skip
+        [sys.executable, "-m", "vitmae.train", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), **(env or {})},
+        **settings,
+    )
 
 
 def test_a_run_leaves_all_it_promises_and_says_where(train):
@@ -66,7 +79,15 @@ def test_a_run_leaves_all_it_promises_and_says_where(train):
     assert done.code == 0, done.err
     run = only("2*/*-mae-digits")
     names = {path.name for path in run.iterdir()}
-    assert names >= {"config.yaml", "commands.txt", "environment.json", "metrics.csv", "effects.txt", "train.log", "summary.json"}
+    assert names >= {
+        "config.yaml",
+        "commands.txt",
+        "environment.json",
+        "metrics.csv",
+        "effects.txt",
+        "train.log",
+        "summary.json",
+    }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     assert settings["choices"]["model"] == settings["name"].split("-")[0] == "mae"
@@ -75,7 +96,12 @@ def test_a_run_leaves_all_it_promises_and_says_where(train):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["state"] == "finished"
     assert summary["metrics"]["val/loss"] == pytest.approx(float(read_metrics(run / "metrics.csv")[1][-1]["val/loss"]))
-    for line in ("held-out loss", "kNN accuracy", f"reconstruction +{run}/figures/reconstruction.png", f"metrics +{run}/metrics.csv"):
+    for line in (
+        "held-out loss",
+        "kNN accuracy",
+        f"reconstruction +{run}/figures/reconstruction.png",
+        f"metrics +{run}/metrics.csv",
+    ):
         assert re.search(f"^{line}", done.out, re.MULTILINE), line
     assert "held-out loss" in (run / "train.log").read_text()
     assert weights(run)["vitmae_config"] == settings
@@ -114,9 +140,11 @@ def test_bad_input_is_one_line_before_any_training_and_code_2(train, arguments, 
 def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one_bit_for_bit(train, tmp_path):
     settings = [*TINY, "trainer.max_epochs=3", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=3"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitmae.train", *settings, "name=killed"], stdout=-3, stderr=-3,
+        [sys.executable, "-m", "vitmae.train", *settings, "name=killed"],
+        stdout=-3,
+        stderr=-3,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(config_dir().parent)},
-    )  # fmt: skip
+    )
     while not list(Path("runs").glob("*/*-killed/checkpoints/last.ckpt")):
         time.sleep(0.005)
         assert process.poll() is None
@@ -134,7 +162,10 @@ def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one_bit_for_bit(tra
         assert ours["global_step"] == theirs["global_step"]
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
             assert same(ours[part], theirs[part]), part
-    (columns, rows), (whole_columns, whole_rows) = read_metrics(run / "metrics.csv"), read_metrics(whole / "metrics.csv")
+    (columns, rows), (whole_columns, whole_rows) = (
+        read_metrics(run / "metrics.csv"),
+        read_metrics(whole / "metrics.csv"),
+    )
     assert columns == whole_columns
     assert [drop_clock(row) for row in rows] == [drop_clock(row) for row in whole_rows]
     assert (run / "commands.txt").read_text().count("\n") == 2
@@ -210,11 +241,15 @@ def test_a_sweep_ends_with_one_table_also_when_a_job_failed(train):
     sweep = only("2*/*-mae-digits-sweep")
     rows = (sweep / "sweep.md").read_text().splitlines()
     assert [row.split(" | ")[1:2] + row.split(" | ")[4:5] for row in rows[2:]] == [
-        ["0.5", "finished"], ["1.0", "failed"], ["0.75", "finished"]
-    ]  # fmt: skip
+        ["0.5", "finished"],
+        ["1.0", "failed"],
+        ["0.75", "finished"],
+    ]
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == {
-        "0-model.mask_ratio=0.5", "1-model.mask_ratio=1.0", "2-model.mask_ratio=0.75"
-    }  # fmt: skip
+        "0-model.mask_ratio=0.5",
+        "1-model.mask_ratio=1.0",
+        "2-model.mask_ratio=0.75",
+    }
     assert "3 jobs" in done.out
     assert done.err.count("\n") == 1
 
@@ -229,7 +264,9 @@ def test_metrics_csv_is_written_whatever_the_logger(train, loggers):
 
 @pytest.mark.parametrize("trainer", ["auto", "cpu", "debug"])
 def test_every_trainer_of_one_process_builds(train, trainer):
-    done = train(*TINY, f"trainer={trainer}", "trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.precision=auto")
+    done = train(
+        *TINY, f"trainer={trainer}", "trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.precision=auto"
+    )
     assert done.code == 0, done.err
 
 
@@ -237,9 +274,13 @@ def test_help_and_the_settings_come_without_the_heavy_imports(tmp_path):
     code = "import sys\nfrom vitmae.train import main\nmain({})\nsys.exit(bool({{'torch', 'lightning', 'timm'}} & set(sys.modules)))"
     for arguments in (["--help"], ["--cfg", "job"]):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, check=False, cwd=tmp_path,
+            [sys.executable, "-c", code.format(arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(config_dir().parent)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         assert "model" in done.stdout
         assert not (tmp_path / "runs").exists()
@@ -259,5 +300,5 @@ def test_settings_are_found_by_an_installed_package_from_any_directory(tmp_path)
 def test_every_group_in_the_defaults_has_the_choices_it_names():
     config = OmegaConf.load(config_dir() / "config.yaml")
     for entry in config.defaults:
-        for group, choice in (entry.items() if OmegaConf.is_dict(entry) else ()):
+        for group, choice in entry.items() if OmegaConf.is_dict(entry) else ():
             assert choice is None or (config_dir() / group / f"{choice}.yaml").is_file()

@@ -16,10 +16,19 @@ from vitmae.config import config_dir
 pytestmark = pytest.mark.slow
 
 TINY = [
-    "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "logger=none",
-    "backbone.embed_dim=16", "backbone.depth=1", "backbone.num_heads=2", "data.batch_size=32", "trainer.num_sanity_val_steps=0",
-    "probe.images=50", "panel.images=1",
-]  # fmt: skip
+    "trainer=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+    "trainer.precision=32-true",
+    "logger=none",
+    "backbone.embed_dim=16",
+    "backbone.depth=1",
+    "backbone.num_heads=2",
+    "data.batch_size=32",
+    "trainer.num_sanity_val_steps=0",
+    "probe.images=50",
+    "panel.images=1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +79,10 @@ def test_a_signal_to_the_first_process_stops_all_of_them_at_one_step_and_the_run
     assert err == ""
     resumed = subprocess.run(
         [sys.executable, "-m", "vitmae.train", "ckpt=last", f"trainer.max_steps={stopped_at + 2}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert weights(run)["global_step"] == stopped_at + 2
 
@@ -114,8 +125,10 @@ def test_each_job_of_a_sweep_starts_its_own_processes():
     code, _, err = end(start("trainer.max_steps=2", "-m", "model.mask_ratio=0.5,0.75"))
     assert code == 0, err
     sweep = only("2*/*-sweep")
-    ratios = [weights(sweep / f"{number}-model.mask_ratio={ratio}")["vitmae_config"]["model"]["mask_ratio"]
-              for number, ratio in enumerate((0.5, 0.75))]  # fmt: skip
+    ratios = [
+        weights(sweep / f"{number}-model.mask_ratio={ratio}")["vitmae_config"]["model"]["mask_ratio"]
+        for number, ratio in enumerate((0.5, 0.75))
+    ]
     assert ratios == [0.5, 0.75]
     assert os.listdir(sweep / "0-model.mask_ratio=0.5" / "checkpoints").count("last.ckpt") == 1
     assert len(list(Path("runs").glob("2*/*"))) == 1  # no process has begun a sweep of its own
@@ -135,7 +148,9 @@ def test_an_average_kept_by_two_processes_is_that_of_one_with_twice_the_batch():
     assert not torch.allclose(two["state_dict"][name], two["current_model_state"][name], atol=1e-5)
     resumed = subprocess.run(
         [sys.executable, "-m", "vitmae.train", f"ckpt={only('2*/*-two')}", "trainer.max_steps=6"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert int(weights(only("2*/*-two"))["averaging_state"]["n_averaged"]) == 6

@@ -15,8 +15,18 @@ from vitmae.config import check_settings, config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.probe_names import Probe
 
-_TRAINING = ("data", "backbone", "trainer", "logger", "compile", "checkpoint", "panel", "probe", "experiment",
-             "weights_min_match")  # fmt: skip
+_TRAINING = (
+    "data",
+    "backbone",
+    "trainer",
+    "logger",
+    "compile",
+    "checkpoint",
+    "panel",
+    "probe",
+    "experiment",
+    "weights_min_match",
+)
 """What of the command line is said of all runs."""
 _STAGES = ("pretrain", "masked_patch", "mae", "supervised", "finetune", "scratch", "evaluate")
 """Settings that hold words of another command, which Hydra's own grammar cannot read inside of a list."""
@@ -67,8 +77,21 @@ def compare(
     from vitmae.runs.exit import INTERRUPTED, short
     from vitmae.tables import as_lines
 
-    design = Design(methods, seeds, labels, probes, base_lrs, train, pretrain, masked_patch, mae, supervised, finetune,
-                    scratch, evaluate)  # fmt: skip
+    design = Design(
+        methods,
+        seeds,
+        labels,
+        probes,
+        base_lrs,
+        train,
+        pretrain,
+        masked_patch,
+        mae,
+        supervised,
+        finetune,
+        scratch,
+        evaluate,
+    )
     folder = Path(out).expanduser().resolve()
     rows = plan(design, folder)
     for row in rows[: len(methods)]:  # the other seeds' differ in the seed alone
@@ -126,8 +149,10 @@ def take_words(arguments: list[str]) -> list[str]:
         elif (group := key.lstrip("+~").partition(".")[0]) in _TRAINING:
             node.train.append(override)
         elif group == "model":
-            raise UserError(f"{override}: say which runs it is for, as in pretrain=[{override}], mae=[...] or "
-                            "finetune=[...]; methods=[...] are the models")
+            raise UserError(
+                f"{override}: say which runs it is for, as in pretrain=[{override}], mae=[...] or "
+                "finetune=[...]; methods=[...] are the models"
+            )
         else:
             others.append(override)
     store_node("comparison", node)

@@ -163,9 +163,17 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
 
 
 _WANTED = {
-    "float": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "path": "a path",
-    "none": "null", "list": "a list", "tuple": "a list", "dict": "a mapping", "dataclass": "a mapping",
-}  # fmt: skip
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "string": "a text",
+    "path": "a path",
+    "none": "null",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "dataclass": "a mapping",
+}
 
 
 def _wanted(fault: Mapping[str, Any]) -> str:

@@ -86,25 +86,42 @@ def evaluate(
     saved = read_for(data, find_model(ckpt, runs))
     data.prepare()
     scored = choose_split(data, split)
-    probes = {"knn": knn, "linear": linear, "logistic": logistic, "fewshot": fewshot, "attentive": attentive,
-              "dense": dense, "collapse": CollapseMonitors(), "classifier": Classifier()}  # fmt: skip
+    probes = {
+        "knn": knn,
+        "linear": linear,
+        "logistic": logistic,
+        "fewshot": fewshot,
+        "attentive": attentive,
+        "dense": dense,
+        "collapse": CollapseMonitors(),
+        "classifier": Classifier(),
+    }
     names = choose_probes(probe, data, saved, most_logistic=logistic.max_images, encoder=encoder)
     autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
     root = Path(features).expanduser() if features else cache_dir() / "features"
-    path = Path(out).expanduser() if out else (
-        home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")  # fmt: skip
-    make_folder(path.parent, f"out={path}")                                  # before hours are spent
+    path = (
+        Path(out).expanduser()
+        if out
+        else (home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")
+    )
+    make_folder(path.parent, f"out={path}")  # before hours are spent
     make_folder(root, f"features={root}")
     images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
     choosing = f"{data.num_val} choose" if scored == "test" else f"{VAL_FRACTION:.0%} of these choose"
-    _log.info("%s on %s: %d images train, %s, %d are scored (%s split), at %d x %d%s", short(saved.path.resolve()),
-              place, data.num_train, choosing, images[scored], scored, *data.img_size,
-              "" if limit is None else f"; at most {limit} of each split")  # fmt: skip
+    _log.info(
+        "%s on %s: %d images train, %s, %d are scored (%s split), at %d x %d%s",
+        short(saved.path.resolve()),
+        place,
+        data.num_train,
+        choosing,
+        images[scored],
+        scored,
+        *data.img_size,
+        "" if limit is None else f"; at most {limit} of each split",
+    )
     found: list[scoring.Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
-        frozen = Encoder(
-            saved, img_size=data.img_size, untrained=which == "untrained", autocast=autocast, device=place
-        )
+        frozen = Encoder(saved, img_size=data.img_size, untrained=which == "untrained", autocast=autocast, device=place)
         store = FeatureStore(frozen, data, root, limit=limit, token_images=token_images)
         if {"attentive", "dense"} & set(names):
             for part in ("train", "val", scored):  # first, so that one pass may serve the other probes too
@@ -113,10 +130,17 @@ def evaluate(
         for name in names:
             if not (which == "untrained" and name == "classifier"):
                 found += probes[name].run(sets)
-    about = {"checkpoint": str(saved.path.resolve()), "objective": saved.objective, "split": scored, "seed": seed,
-             "images": images, "limit": limit,
-             "img_size": list(data.img_size), "precision": "bf16-mixed" if autocast else "32-true",
-             "command": sys.argv[1:]}  # fmt: skip
+    about = {
+        "checkpoint": str(saved.path.resolve()),
+        "objective": saved.objective,
+        "split": scored,
+        "seed": seed,
+        "images": images,
+        "limit": limit,
+        "img_size": list(data.img_size),
+        "precision": "bf16-mixed" if autocast else "32-true",
+        "command": sys.argv[1:],
+    }
     written = scoring.write(path, found, about)
     _log.info("\n%s\n", scoring.as_text(found))
     if any(score.is_chosen for score in found):

@@ -69,7 +69,7 @@ def fold_indices(key: int, indices: Tensor) -> Tensor:
 def uniform(keys: Tensor, count: int) -> Tensor:
     """Uniform numbers in [0, 1): keys (B,) int64 -> (B, count) float32, 24 random bits each."""
     counter = torch.arange(1, count + 1, device=keys.device) * _signed(_GOLDEN)
-    bits = _mix(keys[:, None] + counter)                                     # (B, count)
+    bits = _mix(keys[:, None] + counter)  # (B, count)
     return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 

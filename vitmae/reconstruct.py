@@ -58,9 +58,16 @@ def reconstruct(
     folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
     place = Path(out).expanduser()
     done = reconstruct_folder(
-        model, folder, place, mask=read_mask(mask, model), passes=passes, panels=panels, batch_size=batch_size,
-        num_workers=num_workers, seed=seed,
-    )  # fmt: skip
+        model,
+        folder,
+        place,
+        mask=read_mask(mask, model),
+        passes=passes,
+        panels=panels,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
     for line in done.unreadable:
         _log.warning("left out: %s", line)
     _log.info("%s: %d images, mean score %.4g, %d left out", place, done.count, done.mean, len(done.unreadable))

@@ -91,11 +91,15 @@ def _read_torch(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no pickle, the reader fails in a dozen ways
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(f"{path} is refused: it holds pickled code or objects ({unsafe[1]}), not only tensors; "
-                            "save its state_dict alone, or as safetensors") from error
+            raise UserError(
+                f"{path} is refused: it holds pickled code or objects ({unsafe[1]}), not only tensors; "
+                "save its state_dict alone, or as safetensors"
+            ) from error
         if "weights_only" in str(error):
-            raise UserError(f"{path} is damaged or a pickle that torch.save did not write, and is refused: "
-                            "get it again, or as safetensors") from error
+            raise UserError(
+                f"{path} is damaged or a pickle that torch.save did not write, and is refused: "
+                "get it again, or as safetensors"
+            ) from error
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no weights: a state_dict is wanted, not a {type(content).__name__}")

@@ -100,9 +100,16 @@ def _train(
     every_n_steps = settings["checkpoint"]["every_n_steps"]
     checkpoints = Checkpoints(run, objective.monitor, every_n_steps, settings, Interruption(), facts)
     metrics = fit(
-        objective, data, build(settings["trainer"] | {"_partial_": True}), run=run, checkpoints=checkpoints,
-        callbacks=callbacks, loggers=loggers, settings=settings, ckpt=ckpt,
-    )  # fmt: skip
+        objective,
+        data,
+        build(settings["trainer"] | {"_partial_": True}),
+        run=run,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        loggers=loggers,
+        settings=settings,
+        ckpt=ckpt,
+    )
     metrics = run.summary().get("metrics", {}) | metrics
     run.record("finished", metrics=metrics)
     if launch.rank == 0:

@@ -115,7 +115,10 @@ def test_layers_are_counted_from_the_embeddings_to_the_norm():
     [
         ({"name": "vit_tiny_patch16_24"}, "did you mean vit_tiny_patch16_224"),
         ({"name": "resnet18"}, "resnet18"),
-        ({"name": "vit_tiny_patch16_224", "img_size": 30, "patch_size": 4}, "30 is not divisible by backbone.patch_size=4"),
+        (
+            {"name": "vit_tiny_patch16_224", "img_size": 30, "patch_size": 4},
+            "30 is not divisible by backbone.patch_size=4",
+        ),
         ({"name": "vit_tiny_patch16_224", "img_size": 40}, "40 is not divisible"),
         ({"name": "vit_small_r26_s32_224", "img_size": 65}, "65 is not divisible"),
         ({"name": "vit_tiny_patch16_224", "num_heads": 5}, "cannot be built"),
@@ -174,7 +177,9 @@ def test_what_is_recomputed_after_frozen_blocks_still_gets_its_gradients():
 
 @pytest.mark.parametrize("frozen", [3, -1])
 def test_more_blocks_than_there_are_cannot_be_frozen(frozen):
-    with pytest.raises(UserError, match=rf"model\.freeze={frozen}: the backbone has 2 blocks: choose at most 2, or all"):
+    with pytest.raises(
+        UserError, match=rf"model\.freeze={frozen}: the backbone has 2 blocks: choose at most 2, or all"
+    ):
         tiny_backbone(depth=2).freeze(frozen)
 
 

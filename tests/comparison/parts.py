@@ -7,39 +7,71 @@ import torch
 from vitmae.comparison.plan import Design, plan
 from vitmae.evaluation.scores import Score, write
 
-DIGITS_BACKBONE = {"_target_": "vitmae.backbones.timm_vit.TimmViT", "name": "vit_tiny_patch16_224", "img_size": [8, 8],
-                   "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}  # fmt: skip
-TARGETS = {"mae": "vitmae.models.mae.MAE", "vit": "vitmae.models.supervised.Supervised",
-           "masked_patch": "vitmae.models.masked_patch.MaskedPatch"}  # fmt: skip
+DIGITS_BACKBONE = {
+    "_target_": "vitmae.backbones.timm_vit.TimmViT",
+    "name": "vit_tiny_patch16_224",
+    "img_size": [8, 8],
+    "in_chans": 1,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+}
+TARGETS = {
+    "mae": "vitmae.models.mae.MAE",
+    "vit": "vitmae.models.supervised.Supervised",
+    "masked_patch": "vitmae.models.masked_patch.MaskedPatch",
+}
 
 
 def design(**changed):
     settings = {
-        "methods": ["scratch", "mae"], "seeds": [0, 1], "labels": 0.1, "probes": ["knn"], "base_lrs": [], "common": [],
-        "pretrain": [], "masked_patch": [], "mae": [], "supervised": [], "finetune": [], "scratch": [], "evaluate": [],
-    }  # fmt: skip
+        "methods": ["scratch", "mae"],
+        "seeds": [0, 1],
+        "labels": 0.1,
+        "probes": ["knn"],
+        "base_lrs": [],
+        "common": [],
+        "pretrain": [],
+        "masked_patch": [],
+        "mae": [],
+        "supervised": [],
+        "finetune": [],
+        "scratch": [],
+        "evaluate": [],
+    }
     return Design(**(settings | changed))
 
 
 def finish(job, accuracy=0.5, steps=10, best=None, split="test"):
     """Leave what a job leaves when it has done its work."""
     if job.module == "evaluate":
-        scores = [
-            Score("trained", "classifier", "avg", "accuracy", accuracy, 400, (0.4, 0.6)),
-        ] if job.stage == "classifier" else [
-            Score("trained", "knn", "avg", "accuracy", accuracy, 400, (0.4, 0.6), {"k": 5.0}, is_chosen=True),
-            Score("trained", "knn", "avg", "accuracy", 0.99, 400, (0.4, 0.6), {"k": 1.0}),
-            Score("trained", "fewshot", "cls", "accuracy", accuracy / 2, 400, (0.1, 0.3), {"shots": 5.0, "l2": 1024.0}),
-            Score("trained", "collapse", "avg", "RankMe", 7.0, 400),
-        ]  # fmt: skip
+        scores = (
+            [
+                Score("trained", "classifier", "avg", "accuracy", accuracy, 400, (0.4, 0.6)),
+            ]
+            if job.stage == "classifier"
+            else [
+                Score("trained", "knn", "avg", "accuracy", accuracy, 400, (0.4, 0.6), {"k": 5.0}, is_chosen=True),
+                Score("trained", "knn", "avg", "accuracy", 0.99, 400, (0.4, 0.6), {"k": 1.0}),
+                Score(
+                    "trained", "fewshot", "cls", "accuracy", accuracy / 2, 400, (0.1, 0.3), {"shots": 5.0, "l2": 1024.0}
+                ),
+                Score("trained", "collapse", "avg", "RankMe", 7.0, 400),
+            ]
+        )
         write(job.place, scores, {"split": split})
         return
     model = next(word.removeprefix("model=") for word in job.words if word.startswith("model="))
     (job.place / "figures").mkdir(parents=True)
     node = {"_target_": TARGETS[model], "optimizer": {"_target_": "vitmae.recipe.Recipe"}}
     node |= {"num_classes": None} if model == "vit" else {}
-    config = {"model": node, "backbone": DIGITS_BACKBONE, "trainer": {"num_nodes": 1, "accumulate_grad_batches": 2},
-              "data": {"batch_size": 64, "in_chans": 1, "img_size": 8}}  # fmt: skip
+    config = {
+        "model": node,
+        "backbone": DIGITS_BACKBONE,
+        "trainer": {"num_nodes": 1, "accumulate_grad_batches": 2},
+        "data": {"batch_size": 64, "in_chans": 1, "img_size": 8},
+    }
     (job.place / "config.yaml").write_text(json.dumps(config))
     (job.place / "environment.json").write_text(json.dumps({"devices": ["cpu", "cpu"]}))
     (job.place / "checkpoints").mkdir()

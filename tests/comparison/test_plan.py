@@ -4,11 +4,20 @@ from vitmae.comparison.plan import Design, plan
 from vitmae.errors import UserError
 
 DESIGN = {
-    "methods": ["scratch", "masked_patch", "mae", "supervised"], "seeds": [0, 1], "labels": 0.1, "probes": ["knn"],
-    "base_lrs": [], "common": ["data=digits"], "pretrain": ["trainer.max_epochs=7"], "masked_patch": [],
-    "mae": ["model.mask_ratio=0.6"], "supervised": [], "finetune": ["model.pool=avg"], "scratch": ["model.pool=cls"],
+    "methods": ["scratch", "masked_patch", "mae", "supervised"],
+    "seeds": [0, 1],
+    "labels": 0.1,
+    "probes": ["knn"],
+    "base_lrs": [],
+    "common": ["data=digits"],
+    "pretrain": ["trainer.max_epochs=7"],
+    "masked_patch": [],
+    "mae": ["model.mask_ratio=0.6"],
+    "supervised": [],
+    "finetune": ["model.pool=avg"],
+    "scratch": ["model.pool=cls"],
     "evaluate": ["limit=9"],
-}  # fmt: skip
+}
 
 
 def rows(folder, **changed):
@@ -16,8 +25,12 @@ def rows(folder, **changed):
 
 
 def jobs(folder, **changed):
-    return [job for row in rows(folder, **changed)
-            for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers) if job]  # fmt: skip
+    return [
+        job
+        for row in rows(folder, **changed)
+        for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers)
+        if job
+    ]
 
 
 def test_each_method_meets_each_seed(tmp_path):
@@ -82,11 +95,20 @@ def test_each_candidate_rate_is_tried_by_each_method(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"seeds": []}, "seeds"), ({"methods": []}, "methods"), ({"seeds": [1, 1]}, "twice"), ({"labels": 0.0}, "labels"),
-     ({"labels": 1.5}, "labels"), ({"base_lrs": [1e-3, 1e-3]}, "twice"),
-     ({"base_lrs": [0.0]}, "above 0"), ({"seeds": [-1]}, "from 0"), ({"probes": ["knn", "knn"]}, "twice"),
-     ({"probes": ["dense"]}, "accuracies of knn"), ({"probes": ["classifier"]}, "accuracies of knn")],
-)  # fmt: skip
+    [
+        ({"seeds": []}, "seeds"),
+        ({"methods": []}, "methods"),
+        ({"seeds": [1, 1]}, "twice"),
+        ({"labels": 0.0}, "labels"),
+        ({"labels": 1.5}, "labels"),
+        ({"base_lrs": [1e-3, 1e-3]}, "twice"),
+        ({"base_lrs": [0.0]}, "above 0"),
+        ({"seeds": [-1]}, "from 0"),
+        ({"probes": ["knn", "knn"]}, "twice"),
+        ({"probes": ["dense"]}, "accuracies of knn"),
+        ({"probes": ["classifier"]}, "accuracies of knn"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(changed, said):
     with pytest.raises(UserError, match=said):
         Design(**(DESIGN | changed))

@@ -99,7 +99,9 @@ def test_the_exact_command_of_each_row_is_there(done, tmp_path):
 def test_the_csv_holds_every_seed(done, tmp_path):
     text = write_report(*done, gather(done[1], tmp_path), tmp_path)[2].read_text()
     lines = list(csv.DictReader(io.StringIO(text)))
-    tuned = {(line["method"], line["seed"]): float(line["accuracy"]) for line in lines if line["probe"] == "fine-tuning"}
+    tuned = {
+        (line["method"], line["seed"]): float(line["accuracy"]) for line in lines if line["probe"] == "fine-tuning"
+    }
     assert tuned == pytest.approx({("scratch", "0"): 0.5, ("scratch", "1"): 0.6, ("mae", "0"): 0.7, ("mae", "1"): 0.8})
 
 

@@ -12,7 +12,9 @@ from vitmae.data.splits import MemoryImages, Splits
 def picture(seed=0, height=40, width=60, channels=3):
     """A smooth random picture: (H, W, C) uint8, or (H, W) for one channel."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, channels), dtype=np.uint8)
-    smooth = Image.fromarray(coarse[..., 0] if channels == 1 else coarse).resize((width, height), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(coarse[..., 0] if channels == 1 else coarse).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return np.array(smooth)
 
 

@@ -70,11 +70,13 @@ def test_an_operation_is_pillows(name, level, sign):
     expected = theirs(name, Image.fromarray(image), level, sign)
     difference = np.abs(seen.astype(int) - expected)
     white = theirs(name, Image.new("RGB", (60, 40), "white"), level, sign)
-    outside = (white == 128).all(-1) & (name != "posterize")             # what has come in
+    outside = (white == 128).all(-1) & (name != "posterize")  # what has come in
     if outside.any():
         assert (seen[outside] == 128).all(-1).mean() > 0.7
-        inside, beside = (Image.fromarray(part).convert("L").filter(ImageFilter.MaxFilter(5)) for part in (~outside, outside))
-        edge = (np.array(inside) > 0) & (np.array(beside) > 0)           # half pixels come in, but not with Pillow
+        inside, beside = (
+            Image.fromarray(part).convert("L").filter(ImageFilter.MaxFilter(5)) for part in (~outside, outside)
+        )
+        edge = (np.array(inside) > 0) & (np.array(beside) > 0)  # half pixels come in, but not with Pillow
         edge[:2] = edge[-2:] = edge[:, :2] = edge[:, -2:] = True
         difference = difference[~edge]
     assert difference.max() <= (2 if outside.any() else 1)
@@ -107,7 +109,9 @@ def test_an_image_of_one_colour_survives_what_stretches_values():
 
 
 def images_of(count, channels=3):
-    return torch.stack([torch.from_numpy(picture(seed, 16, 16)).permute(2, 0, 1) for seed in range(count)])[:, :channels]
+    return torch.stack([torch.from_numpy(picture(seed, 16, 16)).permute(2, 0, 1) for seed in range(count)])[
+        :, :channels
+    ]
 
 
 def test_an_image_is_augmented_by_its_key_alone():
@@ -123,9 +127,11 @@ def spy(monkeypatch, augment, count):
     """Which operations were done on which images, in order, and how strong."""
     calls = []
     for name in OPERATIONS:
+
         def record(images, amount, name=name):
             calls.extend((name, float(s), float(g)) for s, g in zip(amount.strength, amount.sign, strict=True))
             return images
+
         monkeypatch.setitem(OPERATIONS, name, record)
     augment(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), keys_of(count))
     return calls
@@ -157,7 +163,9 @@ def test_strengths_stay_in_their_range(monkeypatch):
 
 
 def test_the_fill_comes_in_where_an_image_moves_away():
-    seen = RandAugment(9, fill=(0.0, 0.5, 1.0), std=0)(torch.full((500, 3, 16, 16), 90, dtype=torch.uint8), keys_of(500))
+    seen = RandAugment(9, fill=(0.0, 0.5, 1.0), std=0)(
+        torch.full((500, 3, 16, 16), 90, dtype=torch.uint8), keys_of(500)
+    )
     corners = {tuple(corner) for corner in seen[:, :, 0, 0].tolist()}
     assert (0, 128, 255) in corners
 
@@ -218,9 +226,15 @@ def train(tmp_path, **settings):
     data = ImageData(**{"source": Tensors(40, (16, 16), 3), "img_size": 16, "in_chans": 3, "batch_size": 8} | settings)
     module = Recorder()
     Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=tmp_path,
-    ).fit(module, datamodule=data)  # fmt: skip
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    ).fit(module, datamodule=data)
     return module
 
 
@@ -239,12 +253,20 @@ def test_augmentation_reaches_training_batches_and_no_others(tmp_path, setting):
 
 def test_augmentation_is_the_same_whatever_the_workers(tmp_path):
     settings = {"rand_augment": 9, "random_erasing": 0.5}
-    for one, other in zip(train(tmp_path, **settings).trained, train(tmp_path, **settings, num_workers=2).trained, strict=True):
+    for one, other in zip(
+        train(tmp_path, **settings).trained, train(tmp_path, **settings, num_workers=2).trained, strict=True
+    ):
         assert torch.equal(one.images, other.images)
 
 
 def test_repeats_show_an_image_several_times_in_its_batch_each_time_anew():
-    settings = {"source": Tensors(40, (16, 16), 3), "img_size": 16, "in_chans": 3, "batch_size": 8, "crop": "random_resized"}
+    settings = {
+        "source": Tensors(40, (16, 16), 3),
+        "img_size": 16,
+        "in_chans": 3,
+        "batch_size": 8,
+        "crop": "random_resized",
+    }
     data = ImageData(**settings, repeats=4)
     data.prepare()
     batches = list(data.train_dataloader())
@@ -264,8 +286,17 @@ def test_a_repeated_file_is_decoded_once_and_cropped_several_times(tmp_path, mon
     folder = write_classes(tmp_path, {"cat": 6, "dog": 6}, height=150, width=200)
     decoded = []
     monkeypatch.setattr(readers, "decode", lambda *args: decoded.append(1) or decode(*args))
-    data = ImageData(Folder(), path=str(folder), img_size=32, in_chans=3, batch_size=8, crop="random_resized", repeats=4,
-                     num_workers=0, stats={"mean": [0.5] * 3, "std": [0.5] * 3})
+    data = ImageData(
+        Folder(),
+        path=str(folder),
+        img_size=32,
+        in_chans=3,
+        batch_size=8,
+        crop="random_resized",
+        repeats=4,
+        num_workers=0,
+        stats={"mean": [0.5] * 3, "std": [0.5] * 3},
+    )
     data.prepare()
     decoded.clear()
     batch = next(iter(data.train_dataloader()))

@@ -23,7 +23,7 @@ def settings_of(file):
 def test_every_setting_is_one_of_the_constructor_and_has_its_value_written_out(file):
     data = settings_of(file).data
     known = set(inspect.signature(ImageData).parameters)
-    optional = {"path", "on_error", "val_fraction"}   # of sets that lie somewhere, have files, have no such split
+    optional = {"path", "on_error", "val_fraction"}  # of sets that lie somewhere, have files, have no such split
     assert set(data) - {"_target_"} <= known
     assert known - optional <= set(data)
     source = inspect.signature(get_class(data.source._target_)).parameters

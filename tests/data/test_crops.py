@@ -37,7 +37,7 @@ def test_a_batch_is_resized_as_its_images_one_by_one(size, channels):
     boxes = random_resized_boxes(keys_of(6), *sides(6, 40, 48), (0.1, 1.0), (0.5, 2.0))
     together = resample(images, boxes, size).int()
     alone = torch.stack([resize_box(image, box, size) for image, box in zip(images, boxes, strict=True)]).int()
-    assert (together - alone).abs().max() <= 2                           # theirs is rounded twice
+    assert (together - alone).abs().max() <= 2  # theirs is rounded twice
     for image, (top, left, tall, wide), ours in zip(images, boxes, together, strict=True):
         box = image[None, :, top : top + tall, left : left + wide].double()
         exact = interpolate(box, size, mode="bicubic", antialias=True)[0].round().clamp(0, 255).int()
@@ -75,14 +75,18 @@ def test_nothing_outside_of_the_box_is_seen():
     assert (resize_box(images[0], box[0], (32, 32)) == 255).all()
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(300, 400, (224, 224)), (500, 333, (96, 96)), (128, 100, (112, 112))])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(300, 400, (224, 224)), (500, 333, (96, 96)), (128, 100, (112, 112))]
+)
 def test_evaluation_sees_what_resizing_and_cropping_the_centre_gives(height, width, size):
     image = smooth_images(1, height=height, width=width)[0]
     box = central_boxes(*sides(1, height, width), size, 0.875)[0]
-    theirs = v2.Compose([
-        v2.Resize(round(size[0] / 0.875), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-        v2.CenterCrop(size),
-    ])(image)
+    theirs = v2.Compose(
+        [
+            v2.Resize(round(size[0] / 0.875), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(size),
+        ]
+    )(image)
     assert (resize_box(image, box, size).int() - theirs.int()).abs().float().mean() < 1.5
 
 
@@ -144,7 +148,9 @@ def test_a_shift_moves_an_image_and_brings_in_black():
     images = torch.full((2000, 1, 8, 8), 9, dtype=torch.uint8)
     moved = shift(images, keys_of(2000), 1)
     rows, columns = (moved[:, 0] > 0).any(2), (moved[:, 0] > 0).any(1)
-    seen = {(tuple(row.int().tolist()), tuple(column.int().tolist())) for row, column in zip(rows, columns, strict=True)}
+    seen = {
+        (tuple(row.int().tolist()), tuple(column.int().tolist())) for row, column in zip(rows, columns, strict=True)
+    }
     assert len(seen) == 9
     assert (rows.sum(1) >= 7).all()
     assert (columns.sum(1) >= 7).all()

@@ -71,7 +71,7 @@ def test_the_number_of_workers_changes_nothing(photos, which):
     settings = sets(photos)[which]
     alone, helped = prepared(**settings), prepared(**settings | {"num_workers": 2})
     ours, theirs = alone.train_dataloader(), helped.train_dataloader()
-    for _ in range(2):                                                   # epochs
+    for _ in range(2):  # epochs
         assert_same(ours, theirs)
     assert_same(alone.val_dataloader(), helped.val_dataloader())
 
@@ -106,7 +106,7 @@ def test_the_batch_size_changes_no_sample(photos, which):
 def test_how_many_images_are_held_decoded_changes_nothing(photos, monkeypatch):
     one, other = (prepared(**FILES | {"path": str(photos), "batch_size": 8, "repeats": 2}) for _ in range(2))
     at_once = joined(one.train_dataloader())
-    monkeypatch.setattr(readers, "HELD_DECODED", 200_000)                # two of them
+    monkeypatch.setattr(readers, "HELD_DECODED", 200_000)  # two of them
     for ours, theirs in zip(at_once[:3], joined(other.train_dataloader())[:3], strict=True):
         assert torch.equal(ours, theirs)
 
@@ -356,11 +356,28 @@ def test_masks_without_any_are_refused():
         ({"random_erasing": 1.5}, "data.random_erasing"),
         ({"repeats": 3}, "data.repeats"),
         ({"repeats": 0}, "data.repeats"),
-        *(({name: "abc"}, f"data.{name}=abc") for name in (
-            "img_size", "in_chans", "batch_size", "num_workers", "train_fraction", "val_fraction", "crop_pct", "crop",
-            "crop_scale", "rand_augment", "random_erasing", "repeats", "seed", "stats", "on_error", "hflip",
-            "drop_last",
-        )),
+        *(
+            ({name: "abc"}, f"data.{name}=abc")
+            for name in (
+                "img_size",
+                "in_chans",
+                "batch_size",
+                "num_workers",
+                "train_fraction",
+                "val_fraction",
+                "crop_pct",
+                "crop",
+                "crop_scale",
+                "rand_augment",
+                "random_erasing",
+                "repeats",
+                "seed",
+                "stats",
+                "on_error",
+                "hflip",
+                "drop_last",
+            )
+        ),
         ({"on_error": "ignore"}, "data.on_error"),
         ({"stats": "none"}, "data.stats"),
         ({"stats": {"mean": [0.5]}}, "data.stats"),

@@ -72,7 +72,7 @@ def leave_loaders_to_the_garbage_collector():
         loaders = [data.train_dataloader(), data.val_dataloader()]
         for loader in loaders:
             list(loader)
-        loaders.append(loaders)                                          # a cycle
+        loaders.append(loaders)  # a cycle
 
     gc.collect()
     gc.disable()

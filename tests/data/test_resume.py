@@ -14,13 +14,13 @@ from vitmae.data.sources.folder import Folder
 from vitmae.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Be aware that when using `ckpt_path`",   # resumed runs here save nothing
-    "ignore:The dirpath has changed",                # or elsewhere
-    "ignore:`isinstance.treespec, LeafSpec.`",       # between Lightning and torch
+    "ignore:Be aware that when using `ckpt_path`",  # resumed runs here save nothing
+    "ignore:The dirpath has changed",  # or elsewhere
+    "ignore:`isinstance.treespec, LeafSpec.`",  # between Lightning and torch
 )
 
 EPOCHS = 3
-BATCHES = 5   # an epoch of 22 images in batches of 4
+BATCHES = 5  # an epoch of 22 images in batches of 4
 
 
 class Recorder(LightningModule):
@@ -46,12 +46,23 @@ class Recorder(LightningModule):
 
 def train(data, folder, *, dies_in=None, ckpt=None, callbacks=(), **settings):
     module = Recorder(dies_in)
-    trainer = Trainer(**{
-        "accelerator": "cpu", "max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, "callbacks": [*callbacks],
-        "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-        "default_root_dir": folder, "enable_checkpointing": bool(callbacks), "barebones": False,
-    } | settings)  # fmt: skip
-    with suppress(SystemExit):   # what Lightning makes of a KeyboardInterrupt
+    trainer = Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": EPOCHS,
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [*callbacks],
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": folder,
+            "enable_checkpointing": bool(callbacks),
+            "barebones": False,
+        }
+        | settings
+    )
+    with suppress(SystemExit):  # what Lightning makes of a KeyboardInterrupt
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return module.seen
 
@@ -91,8 +102,15 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path, befor
     folder = write_classes(tmp_path / "photos", {"cat": 12, "dog": 12}, height=150, width=200)
 
     def files(num_workers):
-        return ImageData(Folder(), path=str(folder), img_size=16, in_chans=3, batch_size=4, crop="random_resized",
-                         num_workers=num_workers)
+        return ImageData(
+            Folder(),
+            path=str(folder),
+            img_size=16,
+            in_chans=3,
+            batch_size=4,
+            crop="random_resized",
+            num_workers=num_workers,
+        )
 
     whole = train(files(before), tmp_path, callbacks=[every_step(tmp_path / "run")], max_epochs=2)
     assert train(files(after), tmp_path, ckpt=tmp_path / "run" / "step=3.ckpt", max_epochs=2) == whole[3:]
@@ -106,7 +124,9 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path, whole_run, s
 
 
 def test_a_run_that_died_and_saved_itself_in_a_step_repeats_that_step(tmp_path, whole_run):
-    died = train(memory(), tmp_path, dies_in=7, callbacks=[ModelCheckpoint(tmp_path, filename="died", save_on_exception=True)])
+    died = train(
+        memory(), tmp_path, dies_in=7, callbacks=[ModelCheckpoint(tmp_path, filename="died", save_on_exception=True)]
+    )
     saved = sorted(tmp_path.glob("*.ckpt"))
     assert saved
     assert died + train(memory(), tmp_path, ckpt=saved[0]) == whole_run[0]
@@ -146,9 +166,13 @@ def on_rank(rank, world, **settings):
     data.prepare()
     progress = SimpleNamespace(total=SimpleNamespace(completed=0))
     data.trainer = SimpleNamespace(
-        global_rank=rank, world_size=world, strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        num_training_batches=5, num_devices=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-    )  # fmt: skip
+        global_rank=rank,
+        world_size=world,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        num_training_batches=5,
+        num_devices=1,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+    )
     return data
 
 
@@ -158,7 +182,9 @@ def test_two_ranks_train_on_what_one_process_with_twice_the_batch_trains_on():
     for whole, *halves in zip(one, *ranks, strict=True):
         pixels = {key: image for half in halves for key, image in zip(half.keys.tolist(), half.images, strict=True)}
         assert pixels.keys() == set(whole.keys.tolist())
-        assert all(torch.equal(pixels[key], image) for key, image in zip(whole.keys.tolist(), whole.images, strict=True))
+        assert all(
+            torch.equal(pixels[key], image) for key, image in zip(whole.keys.tolist(), whole.images, strict=True)
+        )
         assert len({whole.key, *(half.key for half in halves)}) >= 2
 
 

@@ -10,11 +10,21 @@ from vitmae.weights.saved import read_saved
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
 DATA = {
-    "_target_": "vitmae.data.datamodule.ImageData", "source": {"_target_": "vitmae.data.sources.digits.Digits"},
-    "img_size": [8, 8], "in_chans": 1, "batch_size": 64, "num_workers": 0, "val_fraction": 0.2, "train_fraction": 0.3,
-    "seed": 0, "crop": "none", "hflip": True, "stats": {"mean": [0.3], "std": [0.4]}, "crop_pct": 1.0,
+    "_target_": "vitmae.data.datamodule.ImageData",
+    "source": {"_target_": "vitmae.data.sources.digits.Digits"},
+    "img_size": [8, 8],
+    "in_chans": 1,
+    "batch_size": 64,
+    "num_workers": 0,
+    "val_fraction": 0.2,
+    "train_fraction": 0.3,
+    "seed": 0,
+    "crop": "none",
+    "hflip": True,
+    "stats": {"mean": [0.3], "std": [0.4]},
+    "crop_pct": 1.0,
     "drop_last": False,
-}  # fmt: skip
+}
 
 
 def digits_run(folder, kind="mae", classes="0123456789", **model):

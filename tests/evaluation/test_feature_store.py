@@ -32,7 +32,7 @@ def test_a_set_is_encoded_once(run, tmp_path, monkeypatch):
 
 
 def test_pooled_features_come_with_the_patch_tokens_where_those_are_made(run, tmp_path, monkeypatch):
-    store = sets_of(run, tmp_path / "cache", token_images=1000).store      # more than there are: it is all of them
+    store = sets_of(run, tmp_path / "cache", token_images=1000).store  # more than there are: it is all of them
     tokens = store("val", patches=True)
     assert len(tokens) == 288
     assert tokens.patches.shape[1:] == (16, 16)
@@ -44,9 +44,16 @@ def test_pooled_features_come_with_the_patch_tokens_where_those_are_made(run, tm
 
 
 @pytest.mark.parametrize(
-    "changed", [{"data": {"train_fraction": 0.5}}, {"data": {"seed": 1}}, {"limit": 20}, {"untrained": True},
-                {"autocast": torch.bfloat16}, {"img_size": (12, 12), "data": {"img_size": [12, 12]}}]
-)  # fmt: skip
+    "changed",
+    [
+        {"data": {"train_fraction": 0.5}},
+        {"data": {"seed": 1}},
+        {"limit": 20},
+        {"untrained": True},
+        {"autocast": torch.bfloat16},
+        {"img_size": (12, 12), "data": {"img_size": [12, 12]}},
+    ],
+)
 def test_other_features_are_not_taken_for_these(run, tmp_path, changed):
     sets_of(run, tmp_path / "cache").store("train")
     made = changed | ({"data": digits_data(**changed["data"])} if "data" in changed else {})
@@ -85,7 +92,9 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
     assert "trained at 8 x 8, seen at 12 x 16" in caplog.text
     assert larger.backbone.grid_size == (6, 8)
     ours, theirs = larger.objective.state_dict(), saved.state
-    differing = {name for name in theirs if ours[name].shape != theirs[name].shape or not ours[name].equal(theirs[name])}
+    differing = {
+        name for name in theirs if ours[name].shape != theirs[name].shape or not ours[name].equal(theirs[name])
+    }
     assert all("pos_embed" in name for name in differing), differing
     assert differing
 
@@ -100,8 +109,14 @@ def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):
     """Drawn at the model's size they are whole, also from 96 to 224 pixels, where photographs lose an eighth."""
     source = {"_target_": "vitmae.data.sources.shapes.Shapes", "num_train": 16, "num_val": 8, "num_test": 8}
     backbone = {"img_size": [96, 96], "in_chans": 3, "patch_size": 48, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    data = {"_target_": "vitmae.data.datamodule.ImageData", "source": source, "img_size": 96, "in_chans": 3,
-            "batch_size": 4, "num_workers": 0}  # fmt: skip
+    data = {
+        "_target_": "vitmae.data.datamodule.ImageData",
+        "source": source,
+        "img_size": 96,
+        "in_chans": 3,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
     made = build("mae", backbone)
     save_checkpoint(tmp_path / "checkpoints" / "last.ckpt", made, settings("mae", backbone) | {"data": data, "seed": 0})
     images = []

@@ -99,8 +99,9 @@ def test_an_augmented_probe_sees_every_epoch_anew(run, cache):
     batches = list(AugmentedFeatures(sets, count, count // 3, epochs=2))
     assert len(batches) == 2 * 3
     assert all(features.shape == (2, count // 3, 16) and len(labels) == count // 3 for features, labels in batches)
-    first, second = ({tuple(row) for features, _ in part for row in features[1].tolist()} for part in
-                     (batches[:3], batches[3:]))  # fmt: skip
+    first, second = (
+        {tuple(row) for features, _ in part for row in features[1].tolist()} for part in (batches[:3], batches[3:])
+    )
     assert first != second
     plain = {tuple(row) for row in sets.store("train").pooled["avg"].tolist()}
     assert 0 < len(first - plain) < len(first), "half of the images are mirrored"
@@ -109,8 +110,12 @@ def test_an_augmented_probe_sees_every_epoch_anew(run, cache):
 def test_without_augmentation_the_augmented_probe_sees_the_cached_features(run, cache):
     sets = sets_of(run, cache, data=digits_data(hflip=False, batch_size=50))
     features, labels = next(iter(AugmentedFeatures(sets, 100, 100, epochs=1)))
-    cached = {tuple(row): label for row, label in zip(sets.store("train").pooled["avg"].tolist(),
-                                                     sets.store("train").labels.tolist(), strict=True)}  # fmt: skip
+    cached = {
+        tuple(row): label
+        for row, label in zip(
+            sets.store("train").pooled["avg"].tolist(), sets.store("train").labels.tolist(), strict=True
+        )
+    }
     seen = [min(cached, key=lambda row: (torch.tensor(row) - vector).abs().max()) for vector in features[1][:10]]
     for row, vector, label in zip(seen, features[1], labels, strict=False):
         torch.testing.assert_close(torch.tensor(row), vector, rtol=0, atol=1e-5)
@@ -169,16 +174,25 @@ def test_an_encoder_alone_has_no_classifier(tmp_path, cache):
 @pytest.mark.parametrize(
     ("probe", "settings", "said"),
     [
-        (KNN, {"ks": []}, "knn.ks"), (KNN, {"ks": [0, 5]}, "knn.ks"), (KNN, {"temperature": 0.0}, "knn.temperature"),
-        (Linear, {"batch_size": 0}, "linear.batch_size"), (Linear, {"epochs": 5}, "linear.warmup_epochs"),
-        (Linear, {"base_lrs": [-1.0]}, "linear.base_lrs"), (Logistic, {"cs": []}, "logistic.cs"),
-        (Logistic, {"cs": [-1.0]}, "logistic.cs"), (Logistic, {"val_fraction": 1.5}, "logistic.val_fraction"),
-        (FewShot, {"shots": [0]}, "fewshot.shots"), (FewShot, {"seeds": []}, "fewshot.seeds"),
-        (FewShot, {"l2": 0.0}, "fewshot.l2"), (Attentive, {"base_lrs": []}, "attentive.base_lrs"),
-        (Attentive, {"num_heads": 0}, "attentive.num_heads"), (Attentive, {"batch_size": 0}, "attentive.batch_size"),
-        (Dense, {"epochs": 0, "warmup_epochs": 0}, "dense.epochs"), (Dense, {"batch_size": 0}, "dense.batch_size"),
+        (KNN, {"ks": []}, "knn.ks"),
+        (KNN, {"ks": [0, 5]}, "knn.ks"),
+        (KNN, {"temperature": 0.0}, "knn.temperature"),
+        (Linear, {"batch_size": 0}, "linear.batch_size"),
+        (Linear, {"epochs": 5}, "linear.warmup_epochs"),
+        (Linear, {"base_lrs": [-1.0]}, "linear.base_lrs"),
+        (Logistic, {"cs": []}, "logistic.cs"),
+        (Logistic, {"cs": [-1.0]}, "logistic.cs"),
+        (Logistic, {"val_fraction": 1.5}, "logistic.val_fraction"),
+        (FewShot, {"shots": [0]}, "fewshot.shots"),
+        (FewShot, {"seeds": []}, "fewshot.seeds"),
+        (FewShot, {"l2": 0.0}, "fewshot.l2"),
+        (Attentive, {"base_lrs": []}, "attentive.base_lrs"),
+        (Attentive, {"num_heads": 0}, "attentive.num_heads"),
+        (Attentive, {"batch_size": 0}, "attentive.batch_size"),
+        (Dense, {"epochs": 0, "warmup_epochs": 0}, "dense.epochs"),
+        (Dense, {"batch_size": 0}, "dense.batch_size"),
     ],
-)  # fmt: skip
+)
 def test_what_no_probe_can_do_is_refused_before_images_are_read(probe, settings, said):
     with pytest.raises(UserError, match=said):
         probe(**settings)
@@ -195,8 +209,14 @@ def test_an_augmented_epoch_has_its_steps_however_images_are_loaded(run, cache, 
 def test_dense_reads_pixels_of_the_images_that_its_tokens_are_of(tmp_path, cache, scored):
     source = {"_target_": "vitmae.data.sources.shapes.Shapes", "num_train": 48, "num_val": 16, "num_test": 16}
     backbone = {"img_size": [16, 16], "in_chans": 3, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    data = {"_target_": "vitmae.data.datamodule.ImageData", "source": source, "img_size": 16, "in_chans": 3,
-            "batch_size": 8, "num_workers": 0}  # fmt: skip
+    data = {
+        "_target_": "vitmae.data.datamodule.ImageData",
+        "source": source,
+        "img_size": 16,
+        "in_chans": 3,
+        "batch_size": 8,
+        "num_workers": 0,
+    }
     config = settings("mae", backbone) | {"data": data, "seed": 0}
     save_checkpoint(tmp_path / "checkpoints" / "last.ckpt", build("mae", backbone), config)
     made = build_node(data)

@@ -8,7 +8,9 @@ from vitmae.tables import as_markdown
 
 SCORES = [
     Score("trained", "knn", "cls", "accuracy", 0.5, 40, (0.35, 0.65), {"k": 5, "temperature": 0.07}, is_chosen=True),
-    Score("trained", "fewshot", "avg", "accuracy", 0.4, 40, (0.26, 0.55), {"shots": 5, "l2": 1024}, per_seed=(0.3, 0.5)),
+    Score(
+        "trained", "fewshot", "avg", "accuracy", 0.4, 40, (0.26, 0.55), {"shots": 5, "l2": 1024}, per_seed=(0.3, 0.5)
+    ),
     Score("untrained", "collapse", "cls", "RankMe", 3.25, 40),
 ]
 

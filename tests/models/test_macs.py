@@ -29,10 +29,17 @@ def counted_by_torch(objective):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("mae", {}), ("mae", {"decoder_embed_dim": 16, "decoder_depth": 1, "mask_ratio": 0.5}),
-     ("mae", {"mask_kind": "grid"}), ("masked_patch", {}), ("masked_patch", {"target": "pixels"}),
-     ("vit", {}), ("vit", {"pool": "avg"}), ("vit", {"pool": "map"})],
-)  # fmt: skip
+    [
+        ("mae", {}),
+        ("mae", {"decoder_embed_dim": 16, "decoder_depth": 1, "mask_ratio": 0.5}),
+        ("mae", {"mask_kind": "grid"}),
+        ("masked_patch", {}),
+        ("masked_patch", {"target": "pixels"}),
+        ("vit", {}),
+        ("vit", {"pool": "avg"}),
+        ("vit", {"pool": "map"}),
+    ],
+)
 @pytest.mark.parametrize("backbone", [{}, {"name": "vit_small_patch14_reg4_dinov2", "in_chans": 1, "mlp_ratio": 2}])
 def test_the_count_is_what_torch_counts_when_it_runs(kind, settings, backbone):
     model = objective(kind, tiny_backbone(**backbone), **settings)
@@ -46,9 +53,15 @@ def test_a_hybrids_convolutions_are_counted():
 
 @pytest.mark.parametrize(
     ("name", "gmac"),
-    [("vit_tiny_patch16_224", 1.25), ("vit_small_patch16_224", 4.60), ("vit_base_patch32_224", 4.41),
-     ("vit_base_patch16_224", 17.56), ("vit_large_patch16_224", 61.55), ("vit_huge_patch14_224", 167.3)],
-)  # fmt: skip
+    [
+        ("vit_tiny_patch16_224", 1.25),
+        ("vit_small_patch16_224", 4.60),
+        ("vit_base_patch32_224", 4.41),
+        ("vit_base_patch16_224", 17.56),
+        ("vit_large_patch16_224", 61.55),
+        ("vit_huge_patch14_224", 167.3),
+    ],
+)
 def test_a_supervised_vit_costs_what_is_known_of_it(name, gmac):
     with torch.device("meta"):
         model = Supervised(full_size(name), Recipe(), **STATISTICS, num_classes=1000)
@@ -59,13 +72,18 @@ def test_a_supervised_vit_costs_what_is_known_of_it(name, gmac):
 
 @pytest.mark.parametrize(
     ("name", "encoder", "total", "step"),
-    [("vit_small_patch16_224", 1.09, 6.51, 39.0), ("vit_base_patch16_224", 4.29, 9.78, 58.7),
-     ("vit_large_patch16_224", 15.22, 20.76, 124.5), ("vit_huge_patch14_224", 41.24, 48.56, 291.4)],
-)  # fmt: skip
+    [
+        ("vit_small_patch16_224", 1.09, 6.51, 39.0),
+        ("vit_base_patch16_224", 4.29, 9.78, 58.7),
+        ("vit_large_patch16_224", 15.22, 20.76, 124.5),
+        ("vit_huge_patch14_224", 41.24, 48.56, 291.4),
+    ],
+)
 def test_a_masked_autoencoder_costs_what_is_known_less_the_patches_it_need_not_touch(name, encoder, total, step):
     with torch.device("meta"):
-        model = MAE(full_size(name), Recipe(), **STATISTICS, decoder_embed_dim=512, decoder_depth=8,
-                    decoder_num_heads=16)  # fmt: skip
+        model = MAE(
+            full_size(name), Recipe(), **STATISTICS, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
+        )
     backbone = model.backbone
     visible = backbone.num_patches // 4
     # the published code projects every patch, decodes every token to the end and predicts every patch

@@ -96,7 +96,9 @@ def test_the_target_is_normalised_pixels_standardised_by_patch_if_asked(norm_pix
     target = mae.target(images, torch.arange(24).expand(4, -1))
     patches = patchify(images, (4, 4))
     if norm_pix_loss:
-        patches = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True, unbiased=True) + 1e-6).sqrt()
+        patches = (patches - patches.mean(2, keepdim=True)) / (
+            patches.var(2, keepdim=True, unbiased=True) + 1e-6
+        ).sqrt()
     assert torch.allclose(target, patches, atol=1e-12)
 
 
@@ -105,7 +107,8 @@ def test_both_halves_have_fixed_positions_and_learned_ones_by_config():
     trained = {name for name, _ in fixed.named_parameters() if "pos_embed" in name}
     assert trained == set()
     assert {name for name, _ in learned.named_parameters() if "pos_embed" in name} == {
-        "backbone.vit.pos_embed", "decoder.pos_embed"
+        "backbone.vit.pos_embed",
+        "decoder.pos_embed",
     }
 
 
@@ -124,7 +127,8 @@ def test_initial_weights_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("vit_base_patch16_224", 111.91), ("vit_large_patch16_224", 329.54), ("vit_huge_patch14_224", 657.07)]
+    ("name", "millions"),
+    [("vit_base_patch16_224", 111.91), ("vit_large_patch16_224", 329.54), ("vit_huge_patch14_224", 657.07)],
 )
 def test_the_papers_sizes_have_the_published_parameter_counts(name, millions):
     with torch.device("meta"):
@@ -175,11 +179,19 @@ def transformers_twin(mae, norm_pix_loss):
     """transformers' ViTMAE with this model's weights."""
     backbone, decoder = mae.backbone, mae.decoder
     config = ViTMAEConfig(
-        hidden_size=backbone.embed_dim, num_hidden_layers=backbone.depth, num_attention_heads=backbone.num_heads,
-        intermediate_size=4 * backbone.embed_dim, image_size=backbone.img_size[0], patch_size=backbone.patch_size[0],
-        num_channels=backbone.in_chans, decoder_hidden_size=decoder.mask_token.shape[-1],
-        decoder_num_hidden_layers=len(decoder.blocks), decoder_num_attention_heads=backbone.num_heads,
-        decoder_intermediate_size=4 * decoder.mask_token.shape[-1], norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
+        hidden_size=backbone.embed_dim,
+        num_hidden_layers=backbone.depth,
+        num_attention_heads=backbone.num_heads,
+        intermediate_size=4 * backbone.embed_dim,
+        image_size=backbone.img_size[0],
+        patch_size=backbone.patch_size[0],
+        num_channels=backbone.in_chans,
+        decoder_hidden_size=decoder.mask_token.shape[-1],
+        decoder_num_hidden_layers=len(decoder.blocks),
+        decoder_num_attention_heads=backbone.num_heads,
+        decoder_intermediate_size=4 * decoder.mask_token.shape[-1],
+        norm_pix_loss=norm_pix_loss,
+        layer_norm_eps=1e-6,
     )
     twin = ViTMAEForPreTraining(config).to(next(mae.parameters()).dtype).eval()
     state = {}
@@ -189,18 +201,29 @@ def transformers_twin(mae, norm_pix_loss):
             qkv = block.attn.qkv
             for part, weight, bias in zip("qkv", qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True):
                 state[f"{at}attention.{part}_proj.weight"], state[f"{at}attention.{part}_proj.bias"] = weight, bias
-            for name, layer in (("attention.o_proj", block.attn.proj), ("mlp.fc1", block.mlp.fc1), ("mlp.fc2", block.mlp.fc2),
-                                ("layernorm_before", block.norm1), ("layernorm_after", block.norm2)):
+            for name, layer in (
+                ("attention.o_proj", block.attn.proj),
+                ("mlp.fc1", block.mlp.fc1),
+                ("mlp.fc2", block.mlp.fc2),
+                ("layernorm_before", block.norm1),
+                ("layernorm_after", block.norm2),
+            ):
                 state[at + name + ".weight"], state[at + name + ".bias"] = layer.weight, layer.bias
     embed = "vit.embeddings."
     state |= {
-        embed + "cls_token": backbone.vit.cls_token, embed + "position_embeddings": backbone.vit.pos_embed,
+        embed + "cls_token": backbone.vit.cls_token,
+        embed + "position_embeddings": backbone.vit.pos_embed,
         embed + "patch_embeddings.projection.weight": backbone.vit.patch_embed.proj.weight,
         embed + "patch_embeddings.projection.bias": backbone.vit.patch_embed.proj.bias,
-        "decoder.mask_token": decoder.mask_token, "decoder.decoder_pos_embed": decoder.pos_embed,
+        "decoder.mask_token": decoder.mask_token,
+        "decoder.decoder_pos_embed": decoder.pos_embed,
     }
-    for name, layer in (("vit.layernorm", backbone.vit.norm), ("decoder.decoder_embed", decoder.embed),
-                        ("decoder.decoder_norm", decoder.norm), ("decoder.decoder_pred", decoder.pred)):
+    for name, layer in (
+        ("vit.layernorm", backbone.vit.norm),
+        ("decoder.decoder_embed", decoder.embed),
+        ("decoder.decoder_norm", decoder.norm),
+        ("decoder.decoder_pred", decoder.pred),
+    ):
         state[name + ".weight"], state[name + ".bias"] = layer.weight, layer.bias
     twin.load_state_dict(state)
     return twin
@@ -209,7 +232,9 @@ def transformers_twin(mae, norm_pix_loss):
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("in_chans", [1, 3, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_the_loss_is_that_of_transformers_on_the_same_weights_images_and_noise(norm_pix_loss, in_chans, dtype, tolerance):
+def test_the_loss_is_that_of_transformers_on_the_same_weights_images_and_noise(
+    norm_pix_loss, in_chans, dtype, tolerance
+):
     mae = objective("mae", tiny_backbone(img_size=24, in_chans=in_chans), norm_pix_loss=norm_pix_loss).to(dtype).eval()
     for parameter in mae.parameters():  # away from the zeros and ones of a fresh model
         parameter.data += 0.05 * torch.randn_like(parameter)

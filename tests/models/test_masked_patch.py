@@ -33,7 +33,9 @@ def test_the_mean_is_of_the_whole_patch_not_of_its_normalised_values():
 
 
 def test_the_miniature_has_one_class_for_each_of_4_by_4_cells():
-    model = objective("masked_patch", tiny_backbone(img_size=(8, 16), patch_size=8, in_chans=1), target="downsampled_color")
+    model = objective(
+        "masked_patch", tiny_backbone(img_size=(8, 16), patch_size=8, in_chans=1), target="downsampled_color"
+    )
     image = torch.arange(16, dtype=torch.uint8).mul(16).view(1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     image = torch.cat([torch.zeros_like(image), image], dim=3)
     assert model.target(image)[0, 1].tolist() == [i // 2 for i in range(16)]
@@ -48,7 +50,9 @@ def test_only_corrupted_patches_are_scored(target, in_chans):
     wanted = model.target(data.images)
     corrupted = draw_corruption(data.keys, 24, 0.5).mask
     for changed, same in ((~corrupted, True), (corrupted, False)):
-        other = torch.where(changed[..., None], wanted.flip(2) if target == "pixels" else (wanted + 3) % model.num_classes, wanted)
+        other = torch.where(
+            changed[..., None], wanted.flip(2) if target == "pixels" else (wanted + 3) % model.num_classes, wanted
+        )
         model.target = lambda images, other=other: other
         assert torch.equal(model.measure(data)["loss"], before["loss"]) is same
 
@@ -95,7 +99,9 @@ def test_the_encoder_sees_the_full_length_and_masked_content_is_hidden():
     donors = torch.zeros(4, 24, dtype=torch.bool).scatter(1, corruption.source, True)
     masked_donor = (donors & corruption.masked & (corruption.source != torch.arange(24)).any(1, keepdim=True)).any()
     changed = torch.where(hidden, images + 5.0, images)
-    swapped_from = {(b, corruption.source[b, i].item()) for b, i in (corruption.source != torch.arange(24)).nonzero().tolist()}
+    swapped_from = {
+        (b, corruption.source[b, i].item()) for b, i in (corruption.source != torch.arange(24)).nonzero().tolist()
+    }
     clean = [b for b in range(4) if not any(corruption.masked[b, s] for at, s in swapped_from if at == b)]
     assert clean or masked_donor
     out = [model.predict(x, corruption, torch.arange(24).expand(4, -1)) for x in (images, changed)]

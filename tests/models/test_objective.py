@@ -67,8 +67,10 @@ def test_masks_differ_between_samples_epochs_and_ranks_because_keys_do(kind):
     model = objective(kind)
     data = batch(model.backbone)
     same_image = data._replace(images=data.images[:1].expand(4, -1, -1, -1))
-    losses = {model.measure(type(data)(*(v[i : i + 1] if torch.is_tensor(v) else v for v in same_image)))["loss"].item()
-              for i in range(4)}
+    losses = {
+        model.measure(type(data)(*(v[i : i + 1] if torch.is_tensor(v) else v for v in same_image)))["loss"].item()
+        for i in range(4)
+    }
     assert len(losses) == 4
 
 

@@ -16,10 +16,13 @@ from vitmae.recipe import Recipe, param_groups
 def test_logits_are_those_of_timm_on_the_same_weights(name, pool, dtype, tolerance):
     patch = 14 if "14" in name else 16
     settings = {"img_size": (2 * patch, 3 * patch), "depth": 2}
-    model = objective("vit", tiny_backbone(name, patch_size=patch, embed_dim=None, num_heads=None, **settings), pool=pool)
+    model = objective(
+        "vit", tiny_backbone(name, patch_size=patch, embed_dim=None, num_heads=None, **settings), pool=pool
+    )
     torch.nn.init.normal_(model.head.weight, std=0.02)
-    twin = timm.create_model(name, num_classes=10, global_pool={"cls": "token", "avg": "avg"}[pool],
-                             fc_norm=pool == "avg", **settings)
+    twin = timm.create_model(
+        name, num_classes=10, global_pool={"cls": "token", "avg": "avg"}[pool], fc_norm=pool == "avg", **settings
+    )
     state = {k.removeprefix("backbone.vit."): v for k, v in model.state_dict().items() if k not in ("mean", "std")}
     twin.load_state_dict(state)
     model, twin = model.to(dtype).eval(), twin.to(dtype).eval()
@@ -42,7 +45,9 @@ def test_the_deviation_of_the_heads_first_weights_is_the_one_asked_for():
         assert not head.bias.any()
 
 
-@pytest.mark.parametrize(("pool", "own"), [("cls", {"head"}), ("avg", {"head", "fc_norm"}), ("map", {"head", "attn_pool"})])
+@pytest.mark.parametrize(
+    ("pool", "own"), [("cls", {"head"}), ("avg", {"head", "fc_norm"}), ("map", {"head", "attn_pool"})]
+)
 def test_with_all_frozen_only_the_head_and_what_pools_are_trained(pool, own):
     model = objective("vit", tiny_backbone(drop_rate=0.5, drop_path_rate=0.5), pool=pool, freeze="all")
     nn.init.normal_(model.head.weight)

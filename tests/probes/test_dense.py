@@ -17,7 +17,7 @@ def halves(count, split="train", num_classes=3, dim=6, pixels=4):
     """Images of which the left two patch columns show one class and the right two another, told by the tokens."""
     directions = torch.randn(num_classes, dim, generator=generator("directions"))
     classes = torch.randint(num_classes, (count, 2), generator=generator(split))
-    grid = classes[:, None, :].repeat_interleave(2, 2).expand(count, 2, 4)   # (M, grid_h, grid_w)
+    grid = classes[:, None, :].repeat_interleave(2, 2).expand(count, 2, 4)  # (M, grid_h, grid_w)
     noise = torch.randn(count, 8, dim, generator=generator(split, "noise"))
     patches = directions[grid.flatten(1)] + 0.3 * noise
     masks = grid.repeat_interleave(pixels, 1).repeat_interleave(pixels, 2).to(torch.uint8)
@@ -49,7 +49,7 @@ def test_logits_of_a_patch_lie_over_its_pixels_also_on_a_rectangle():
     head = head_for(part)
     tokens = torch.zeros(1, 8, 6)
     tokens[0, 6] = 1.0  # second row, third column
-    logits = (head(tokens) - head(torch.zeros(1, 8, 6))).abs().sum(1)[0]     # (8, 16)
+    logits = (head(tokens) - head(torch.zeros(1, 8, 6))).abs().sum(1)[0]  # (8, 16)
     assert logits.shape == (8, 16)
     row, column = divmod(int(logits.argmax()), 16)
     assert 4 <= row < 8
@@ -61,7 +61,7 @@ def test_the_pixel_in_the_middle_of_a_patch_has_the_logits_of_its_token():
     part = halves(5)
     head = head_for(part, mask_size=(6, 12))
     tokens = part.features.patches
-    expected = head.standardize(tokens) @ head.weight.T + head.bias          # (5, 8, 3)
+    expected = head.standardize(tokens) @ head.weight.T + head.bias  # (5, 8, 3)
     torch.testing.assert_close(head(tokens)[:, :, 1::3, 1::3].flatten(2).mT, expected)
 
 

@@ -30,7 +30,9 @@ def test_runs_that_want_one_name_at_once_never_share_a_directory(tmp_path):
 
 def test_ranks_that_are_started_side_by_side_agree_although_their_clocks_differ(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda rank: claim_directory(tmp_path / "day" / f"{rank.rank}-mae", rank, tmp_path), RANKS))
+        claims = list(
+            pool.map(lambda rank: claim_directory(tmp_path / "day" / f"{rank.rank}-mae", rank, tmp_path), RANKS)
+        )
     assert len(set(claims)) == 1
     assert [path.name for path in (tmp_path / "day").iterdir()] == [claims[0].name]  # nobody leaves an empty one
 
@@ -106,8 +108,9 @@ def test_each_command_that_worked_on_a_run_is_kept(tmp_path):
     run.save_config("a: 2", ["python", "-m", "vitmae.train", "ckpt=last", "name=two words"])
     commands = (tmp_path / "commands.txt").read_text().splitlines()
     assert [command.split("  ")[1] for command in commands] == [
-        "python -m vitmae.train", "python -m vitmae.train ckpt=last 'name=two words'"
-    ]  # fmt: skip
+        "python -m vitmae.train",
+        "python -m vitmae.train ckpt=last 'name=two words'",
+    ]
     assert run.config.read_text() == "a: 2"
 
 
@@ -139,7 +142,13 @@ def test_code_outside_any_repository_has_no_commit(tmp_path, monkeypatch):
 
 def test_a_run_directory_costs_no_heavy_import():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, vitmae.train; print(sorted({'torch', 'lightning', 'timm'} & set(sys.modules)))"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, vitmae.train; print(sorted({'torch', 'lightning', 'timm'} & set(sys.modules)))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"

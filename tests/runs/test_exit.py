@@ -89,7 +89,10 @@ else:
 
 @pytest.mark.parametrize(
     ("error", "code", "last_line"),
-    [("raise UserError('no such image')", 2, "error: no such image"), ("1 / 0", 1, "ZeroDivisionError: division by zero")],
+    [
+        ("raise UserError('no such image')", 2, "error: no such image"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
 )
 def test_a_rank_that_fails_ends_the_first_with_its_own_words(tmp_path, error, code, last_line):
     run = new_run(tmp_path)

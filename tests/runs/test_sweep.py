@@ -61,7 +61,10 @@ def test_the_table_is_printed_and_lies_beside_the_jobs(sweep, capsys):
 def test_a_sweep_has_finished_when_all_its_jobs_have(tmp_path):
     job(tmp_path, "0-x", ["seed=0"], state="finished", metrics={"val/acc1": 0.75})
     assert report_sweep(tmp_path)
-    assert (tmp_path / "sweep.csv").read_text().splitlines() == ["job,seed,val/loss,val/acc1,knn,state", "0,0,,0.75,,finished"]
+    assert (tmp_path / "sweep.csv").read_text().splitlines() == [
+        "job,seed,val/loss,val/acc1,knn,state",
+        "0,0,,0.75,,finished",
+    ]
 
 
 def test_a_sweep_that_ended_before_its_first_job_has_no_table(tmp_path, capsys):

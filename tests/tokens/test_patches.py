@@ -7,9 +7,7 @@ from vitmae.tokens.patches import gather_tokens, paint, pair, patchify, standard
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from([1, 3, 4, 12]), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)
-)
+@given(st.sampled_from([1, 3, 4, 12]), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
 def test_patchify_is_undone_by_unpatchify_on_any_rectangle_and_channel_count(c, ph, pw, gh, gw):
     images = torch.arange(2 * c * ph * gh * pw * gw, dtype=torch.float32).view(2, c, ph * gh, pw * gw)
     patches = patchify(images, (ph, pw))

@@ -80,7 +80,11 @@ def test_a_damaged_beginning_is_named_and_not_gone_on_with(place, name):
 def test_what_was_begun_otherwise_is_not_gone_on_with(place):
     with pytest.raises(KeyboardInterrupt):
         embed(place, killed_after=3)
-    for settings, what in (({"batch_size": 4}, "batch_size"), ({"pooling": "cls"}, "pooling"), ({"skip": True}, "skip_unreadable")):
+    for settings, what in (
+        ({"batch_size": 4}, "batch_size"),
+        ({"pooling": "cls"}, "pooling"),
+        ({"skip": True}, "skip_unreadable"),
+    ):
         with pytest.raises(UserError, match=f"begun with another {what}"):
             embed(place, **settings)
     image_folder(place / "photos" / "c", count=2)

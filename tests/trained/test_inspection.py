@@ -22,7 +22,9 @@ def backbone():
 def test_attention_is_that_which_the_backbone_computes_with(backbone):
     """Its rows sum to one, and it weights the values as the block's own output says."""
     seen = {}
-    hook = backbone.vit.blocks[1].attn.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], out=output))
+    hook = backbone.vit.blocks[1].attn.register_forward_hook(
+        lambda _, inputs, output: seen.update(x=inputs[0], out=output)
+    )
     fused = backbone.vit.blocks[0].attn.fused_attn
     images = random_images(backbone)
     maps = attention_maps(backbone, images)
@@ -38,7 +40,11 @@ def test_attention_is_that_which_the_backbone_computes_with(backbone):
 
 
 def distances():
-    return torch.tensor([[[abs(a // 6 - b // 6) * 4, abs(a % 6 - b % 6) * 8] for b in range(24)] for a in range(24)]).float().norm(dim=2)
+    return (
+        torch.tensor([[[abs(a // 6 - b // 6) * 4, abs(a % 6 - b % 6) * 8] for b in range(24)] for a in range(24)])
+        .float()
+        .norm(dim=2)
+    )
 
 
 def test_a_head_that_looks_everywhere_looks_as_far_as_patches_are_apart_on_average():

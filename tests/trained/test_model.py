@@ -25,7 +25,9 @@ def runs(tmp_path_factory):
     for kind, model in (("mae", {}), ("masked_patch", {}), ("vit", {"pool": "avg"})):
         made = build(kind, **model)
         RUNS[kind] = made
-        save_checkpoint(folder / kind / "checkpoints" / "last.ckpt", made, settings(kind, **model), class_names=list("abcdefghij"))
+        save_checkpoint(
+            folder / kind / "checkpoints" / "last.ckpt", made, settings(kind, **model), class_names=list("abcdefghij")
+        )
     return folder
 
 
@@ -53,7 +55,12 @@ def test_encoding_is_deterministic_unmasked_and_the_backbones_own(runs):
     model = vitmae.load(runs / "mae")
     images = torch.from_numpy(pixels(count=3)).permute(0, 3, 1, 2)
     latent = RUNS["mae"].backbone(RUNS["mae"].normalize(images)).detach()
-    for pooling, wanted in (("cls", latent[:, 0]), ("avg", latent[:, 1:].mean(1)), (None, latent[:, 1:].mean(1)), ("patches", latent[:, 1:])):
+    for pooling, wanted in (
+        ("cls", latent[:, 0]),
+        ("avg", latent[:, 1:].mean(1)),
+        (None, latent[:, 1:].mean(1)),
+        ("patches", latent[:, 1:]),
+    ):
         assert torch.allclose(model.encode(images, pooling), wanted, atol=1e-5)
     assert torch.equal(model.encode(images), model.encode(images))
     assert torch.allclose(model.encode(images, batch_size=1), model.encode(images), atol=1e-5)
@@ -68,9 +75,22 @@ def test_an_image_is_the_same_as_file_picture_array_and_tensor(runs, tmp_path):
     model = vitmae.load(runs / "mae")
     one = model.prepare(str(tmp_path / "image.png"))
     assert one.shape == (1, 3, 16, 24)
-    for image in (tmp_path / "image.png", tmp_path / "image.npy", picture, array, tensor, array / 255, tensor.float() / 255):
+    for image in (
+        tmp_path / "image.png",
+        tmp_path / "image.npy",
+        picture,
+        array,
+        tensor,
+        array / 255,
+        tensor.float() / 255,
+    ):
         assert torch.equal(model.prepare(image), one)
-    for several in ([picture, array], np.stack([array] * 2), torch.stack([tensor] * 2), (tensor, str(tmp_path / "image.png"))):
+    for several in (
+        [picture, array],
+        np.stack([array] * 2),
+        torch.stack([tensor] * 2),
+        (tensor, str(tmp_path / "image.png")),
+    ):
         assert torch.equal(model.prepare(several), one.repeat(2, 1, 1, 1))
 
 
@@ -105,9 +125,13 @@ def test_every_mode_of_pictures_is_taken(runs, mode):
 def test_what_is_no_image_is_named(runs, tmp_path):
     model = vitmae.load(runs / "mae")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
-    for image, named in ((tmp_path / "broken.jpg", "broken.jpg"), (tmp_path / "none.jpg", "none.jpg"),
-                         (np.zeros((4, 4, 7), np.uint8), "image 0"), (np.full((4, 4, 3), 3.0), "image 0"),
-                         ([pixels(), np.zeros(3, np.uint8)], "image 1")):  # fmt: skip
+    for image, named in (
+        (tmp_path / "broken.jpg", "broken.jpg"),
+        (tmp_path / "none.jpg", "none.jpg"),
+        (np.zeros((4, 4, 7), np.uint8), "image 0"),
+        (np.full((4, 4, 3), 3.0), "image 0"),
+        ([pixels(), np.zeros(3, np.uint8)], "image 1"),
+    ):
         with pytest.raises(UserError, match=named) as error:
             model.encode(image)
         assert "\n" not in str(error.value)
@@ -181,12 +205,19 @@ def test_a_reconstruction_is_the_models_and_its_error_that_of_the_hidden_patches
 
 def test_masks_are_a_ratio_a_kind_or_ones_own(runs):
     model = vitmae.load(runs / "mae")
-    hidden = {mask: int(model.reconstruct(pixels(), mask).mask.sum()) for mask in (None, 0.5, 0.25, "random", "block", "grid")}
+    hidden = {
+        mask: int(model.reconstruct(pixels(), mask).mask.sum()) for mask in (None, 0.5, 0.25, "random", "block", "grid")
+    }
     assert hidden == {None: 18, 0.5: 12, 0.25: 6, "random": 18, "block": 18, "grid": 18}
     grid = model.reconstruct(pixels(), "grid").mask[0]
     assert torch.equal((~grid).view(2, 2, 3, 2).sum((1, 3)), torch.ones(2, 3, dtype=torch.int64))
-    everywhere = [own_mask(), own_mask().numpy(), own_mask().int(), own_mask()[None].repeat(2, 1, 1),
-                  own_mask().repeat_interleave(4, 0).repeat_interleave(4, 1)]  # fmt: skip
+    everywhere = [
+        own_mask(),
+        own_mask().numpy(),
+        own_mask().int(),
+        own_mask()[None].repeat(2, 1, 1),
+        own_mask().repeat_interleave(4, 0).repeat_interleave(4, 1),
+    ]
     for mask in everywhere:
         assert torch.equal(model.reconstruct(pixels(count=2), mask).mask, own_mask().expand(2, -1, -1))
     with pytest.raises(UserError, match=r"the mask has shape \(3, 3\)"):

@@ -82,7 +82,9 @@ def test_the_batch_size_changes_no_score(model, tmp_path):
     image_folder(tmp_path / "photos", count=5)
     for out, batch_size in (("one", 1), ("all", 8)):
         reconstruct(model, tmp_path, out, batch_size=batch_size, panels=0)
-    assert np.allclose(np.load(tmp_path / "one" / "errors.npy"), np.load(tmp_path / "all" / "errors.npy"), atol=1e-4, equal_nan=True)
+    assert np.allclose(
+        np.load(tmp_path / "one" / "errors.npy"), np.load(tmp_path / "all" / "errors.npy"), atol=1e-4, equal_nan=True
+    )
 
 
 def test_the_oddest_image_is_the_first_picture(model, tmp_path, monkeypatch):

@@ -23,9 +23,21 @@ def tiny_objective(kind, data, **settings):
 
 
 def trainer(tmp_path, callbacks, logger=False, **settings):
-    settings = {"enable_checkpointing": False, "max_epochs": 2, "limit_train_batches": 3, "log_every_n_steps": 2} | settings
+    settings = {
+        "enable_checkpointing": False,
+        "max_epochs": 2,
+        "limit_train_batches": 3,
+        "log_every_n_steps": 2,
+    } | settings
     return Trainer(
-        accelerator="cpu", devices=1, callbacks=callbacks, logger=logger, default_root_dir=tmp_path,
-        use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, **settings,
+        accelerator="cpu",
+        devices=1,
+        callbacks=callbacks,
+        logger=logger,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
     )

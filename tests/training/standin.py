@@ -106,14 +106,28 @@ def new_run(path: Path) -> RunDirectory:
 
 def new_trainer(run: RunDirectory, checkpoints: Checkpoints, *callbacks: Callback, **settings: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu", callbacks=[*callbacks, checkpoints], plugins=[AtomicCheckpointIO()], default_root_dir=run.path,
-        use_distributed_sampler=False, enable_model_summary=False, enable_progress_bar=False, logger=False,
-        num_sanity_val_steps=0, **settings,
-    )  # fmt: skip
+        accelerator="cpu",
+        callbacks=[*callbacks, checkpoints],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.path,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
 
 
-def train(run: RunDirectory, every_n_steps: int = 1000, callbacks: tuple[Callback, ...] = (), count: int = 5,
-          interruption: Interruption | None = None, ckpt: Path | None = None, **settings: Any) -> Weights:  # fmt: skip
+def train(
+    run: RunDirectory,
+    every_n_steps: int = 1000,
+    callbacks: tuple[Callback, ...] = (),
+    count: int = 5,
+    interruption: Interruption | None = None,
+    ckpt: Path | None = None,
+    **settings: Any,
+) -> Weights:
     """Train the stand-in and return it with its trace, also where it was killed."""
     objective = Weights()
     checkpoints = Checkpoints(run, objective.monitor, every_n_steps, SETTINGS, interruption or Interruption())

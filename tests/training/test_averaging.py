@@ -77,7 +77,10 @@ def test_accumulated_batches_are_averaged_once_per_optimiser_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "kills"),
-    [({"max_epochs": 3}, (4, 6, 14)), ({"max_epochs": 3, "val_check_interval": 2, "accumulate_grad_batches": 2}, (5, 8))],
+    [
+        ({"max_epochs": 3}, (4, 6, 14)),
+        ({"max_epochs": 3, "val_check_interval": 2, "accumulate_grad_batches": 2}, (5, 8)),
+    ],
 )
 def test_a_run_with_an_average_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, settings, kills):
     whole = train(new_run(tmp_path / "whole"), 1, (WeightAverage(0.9),), **settings)

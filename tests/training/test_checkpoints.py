@@ -15,7 +15,7 @@ from tests.training.standin import (
     new_run,
     new_trainer,
     train,
-)  # fmt: skip
+)
 from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import read_checkpoint
 from vitmae.runs.interruption import Interrupted, Interruption
@@ -53,7 +53,9 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, settings, ev
         assert torch.equal(whole.weights, after.weights)
 
 
-@pytest.mark.parametrize(("short", "long"), [({"max_epochs": 2}, {"max_epochs": 3}), ({"max_steps": 7}, {"max_steps": 12})])
+@pytest.mark.parametrize(
+    ("short", "long"), [({"max_epochs": 2}, {"max_epochs": 3}), ({"max_steps": 7}, {"max_steps": 12})]
+)
 def test_a_finished_run_that_is_made_longer_ends_as_if_it_had_been_so_from_the_start(tmp_path, short, long):
     whole = train(new_run(tmp_path / "whole"), **long)
     run = new_run(tmp_path / "run")
@@ -84,9 +86,10 @@ def test_a_metric_of_which_more_is_better_is_kept_at_its_highest(tmp_path):
     checkpoints = Checkpoints(run, ("val/loss", "max"), 1000, SETTINGS, Interruption())
     trainer = new_trainer(run, checkpoints, max_epochs=3)
     trainer.fit(objective, datamodule=Numbers())
-    assert read_checkpoint(run.best)["global_step"] == max(
-        (facts for kind, *facts in objective.trace if kind == "val"), key=lambda facts: facts[2]
-    )[1]  # fmt: skip
+    assert (
+        read_checkpoint(run.best)["global_step"]
+        == max((facts for kind, *facts in objective.trace if kind == "val"), key=lambda facts: facts[2])[1]
+    )
 
 
 def test_a_resumed_run_has_to_beat_the_best_of_before(tmp_path):
@@ -144,7 +147,7 @@ def test_a_signal_stops_the_run_between_two_steps_and_it_goes_on_from_there(tmp_
     before = signal.getsignal(number)
     trainer = new_trainer(
         run, Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption()), max_epochs=2, **settings
-    )  # fmt: skip
+    )
     with pytest.raises(Interrupted) as stop:
         trainer.fit(objective, datamodule=Numbers())
     assert stop.value.step == step

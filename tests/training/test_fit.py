@@ -21,9 +21,20 @@ pytestmark = QUIET
 def run_fit(run, objective=None, ckpt=None, callbacks=(), interruption=None, **settings):
     objective = objective or Weights()
     checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, interruption or Interruption())
-    build = partial(Trainer, **{"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0} | settings)
-    return fit(objective, Numbers(), build, run=run, checkpoints=checkpoints, callbacks=callbacks, loggers=[MetricsFile(run)],
-               settings=SETTINGS, ckpt=ckpt)  # fmt: skip
+    build = partial(
+        Trainer, **{"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0} | settings
+    )
+    return fit(
+        objective,
+        Numbers(),
+        build,
+        run=run,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        loggers=[MetricsFile(run)],
+        settings=SETTINGS,
+        ckpt=ckpt,
+    )
 
 
 def test_a_fit_returns_the_final_metrics_and_leaves_its_files(tmp_path):
@@ -35,7 +46,9 @@ def test_a_fit_returns_the_final_metrics_and_leaves_its_files(tmp_path):
     assert json.loads((tmp_path / "environment.json").read_text())["devices"] == ["cpu, 1 threads"]
 
 
-@pytest.mark.parametrize("settings", [{"max_steps": 3, "max_epochs": -1}, {"max_epochs": 1, "check_val_every_n_epoch": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"max_steps": 3, "max_epochs": -1}, {"max_epochs": 1, "check_val_every_n_epoch": 2}]
+)
 def test_a_run_that_ends_between_two_validations_is_validated_once_more(tmp_path, settings):
     run, objective = new_run(tmp_path), Weights()
     metrics = run_fit(run, objective, **settings)
@@ -58,7 +71,9 @@ def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
     assert not any(kind == "train" for kind, *_ in objective.trace)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, CUDA is left untouched for forked processes")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="where there is a GPU, CUDA is left untouched for forked processes"
+)
 def test_without_a_gpu_no_step_asks_the_driver_for_one(tmp_path, monkeypatch):
     class AtSteps(Callback):
         def on_train_batch_start(self, *_):
@@ -155,7 +170,7 @@ def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path):
 )
 def test_the_automatic_precision_is_bf16_where_the_device_computes_in_it(
     monkeypatch, accelerator, cuda, cuda_bf16, cpu_bf16, precision
-):  # fmt: skip
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda_bf16)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -181,7 +196,9 @@ def test_gpus_that_are_not_there_are_one_line(monkeypatch, accelerator, devices,
         check_devices(accelerator, devices)
 
 
-@pytest.mark.parametrize(("accelerator", "devices"), [("cpu", 8), ("auto", 1), ("gpu", 2), ("gpu", -1), ("gpu", "auto"), ("gpu", [1])])
+@pytest.mark.parametrize(
+    ("accelerator", "devices"), [("cpu", 8), ("auto", 1), ("gpu", 2), ("gpu", -1), ("gpu", "auto"), ("gpu", [1])]
+)
 def test_devices_that_are_there_are_not_refused(monkeypatch, accelerator, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_devices(accelerator, devices)

@@ -48,8 +48,17 @@ def test_a_run_leaves_a_held_out_loss_a_probe_and_a_panel(kind, tmp_path):
     run = trainer(tmp_path, [LearnBaselines(), OnlineProbe(every_n_epochs=1, images=200), panels, StepLog()], logger)
     run.fit(objective, datamodule=data)
     names = {name for _, row in logger.rows for name in row}
-    expected = {"train/loss", "train/lr", "val/loss", "probe/knn", "probe/knn_cls", "probe/knn_avg", "probe/rankme_avg",
-                "probe/knn_untrained", "probe/knn_pixels"}
+    expected = {
+        "train/loss",
+        "train/lr",
+        "val/loss",
+        "probe/knn",
+        "probe/knn_cls",
+        "probe/knn_avg",
+        "probe/rankme_avg",
+        "probe/knn_untrained",
+        "probe/knn_pixels",
+    }
     if kind == "vit":
         assert not (tmp_path / "figures").exists()
         expected |= {"val/acc1", "val/acc5"}
@@ -85,7 +94,9 @@ def test_held_out_masks_are_fixed_so_an_untrained_model_validates_alike_twice(tm
     losses = [run.validate(objective, datamodule=data, verbose=False)[0]["val/loss"] for _ in range(2)]
     assert losses[0] == losses[1]
     smaller = digits(batch_size=50)
-    assert run.validate(objective, datamodule=smaller, verbose=False)[0]["val/loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert run.validate(objective, datamodule=smaller, verbose=False)[0]["val/loss"] == pytest.approx(
+        losses[0], rel=1e-5
+    )
 
 
 def test_the_probe_changes_nothing_in_the_run(tmp_path):
@@ -120,7 +131,11 @@ def test_step_values_are_the_mean_over_the_steps_since_the_last_row_and_the_last
     objective.measure = recorded
     trainer(tmp_path, [StepLog()], logger, max_epochs=1, limit_train_batches=5).fit(objective, datamodule=data)
     rows = {step: row["train/loss"] for step, row in logger.rows if "train/loss" in row}
-    assert rows == {2: pytest.approx(sum(seen[:2]) / 2), 4: pytest.approx(sum(seen[2:4]) / 2), 5: pytest.approx(seen[4])}
+    assert rows == {
+        2: pytest.approx(sum(seen[:2]) / 2),
+        4: pytest.approx(sum(seen[2:4]) / 2),
+        5: pytest.approx(seen[4]),
+    }
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):

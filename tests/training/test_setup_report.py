@@ -25,17 +25,32 @@ def built(recipe, backbone=None, batch_size=64, **trainer):
     schedule = build_schedule(optimizer, recipe, peak, 5, 100)
     model.run_length = lambda: (100, 10, batch_size)
     callbacks = [] if recipe.ema_decay is None else [WeightAverage(recipe.ema_decay)]
-    settings = {"callbacks": callbacks, "lr_scheduler_configs": [SimpleNamespace(scheduler=schedule)],
-                "estimated_stepping_batches": 100, "gradient_clip_val": None, "accumulate_grad_batches": 1, "world_size": 1, "precision": "32-true"}
+    settings = {
+        "callbacks": callbacks,
+        "lr_scheduler_configs": [SimpleNamespace(scheduler=schedule)],
+        "estimated_stepping_batches": 100,
+        "gradient_clip_val": None,
+        "accumulate_grad_batches": 1,
+        "world_size": 1,
+        "precision": "32-true",
+    }
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(optimizers=[optimizer], strategy=strategy, is_global_zero=True, **settings | trainer), model
 
 
 KNOBS = [
-    ("backbone.drop_path_rate", 0.2), ("backbone.drop_rate", 0.1), ("model.optimizer.base_lr", 3e-3),
-    ("model.optimizer.weight_decay", 0.3), ("model.optimizer.layer_decay", 0.65), ("model.optimizer.betas", [0.9, 0.99]),
-    ("model.optimizer.momentum", 0.9), ("trainer.gradient_clip_val", 1.0), ("trainer.accumulate_grad_batches", 4),
-    ("compile", True), ("model.optimizer.min_lr", 1e-4), ("model.optimizer.ema_decay", 0.99),
+    ("backbone.drop_path_rate", 0.2),
+    ("backbone.drop_rate", 0.1),
+    ("model.optimizer.base_lr", 3e-3),
+    ("model.optimizer.weight_decay", 0.3),
+    ("model.optimizer.layer_decay", 0.65),
+    ("model.optimizer.betas", [0.9, 0.99]),
+    ("model.optimizer.momentum", 0.9),
+    ("trainer.gradient_clip_val", 1.0),
+    ("trainer.accumulate_grad_batches", 4),
+    ("compile", True),
+    ("model.optimizer.min_lr", 1e-4),
+    ("model.optimizer.ema_decay", 0.99),
 ]
 
 
@@ -81,8 +96,16 @@ def test_the_table_shows_the_run_and_every_group_and_is_kept(tmp_path, capsys):
     trainer, model = built(recipe, batch_size=512, accumulate_grad_batches=2)
     Effects({}, tmp_path / "effects.txt").on_train_start(trainer, model)
     shown, kept = capsys.readouterr().out, (tmp_path / "effects.txt").read_text()
-    for words in ("512 = 256 per device x 1 device x 2 accumulated", "0.002 = 0.001 x 512 / 256", "18 of 24 patches",
-                  "5 steps from 0", "100 optimiser steps, 10 per epoch, 10 epochs", "layer 1, decayed", "0.0005", "32-true"):
+    for words in (
+        "512 = 256 per device x 1 device x 2 accumulated",
+        "0.002 = 0.001 x 512 / 256",
+        "18 of 24 patches",
+        "5 steps from 0",
+        "100 optimiser steps, 10 per epoch, 10 epochs",
+        "layer 1, decayed",
+        "0.0005",
+        "32-true",
+    ):
         assert words in kept, words
     assert "What took effect" in shown
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -106,18 +129,28 @@ def fine_tuned(tmp_path_factory):
 
 def test_the_table_shows_what_is_done_to_images_labels_and_weights(fine_tuned):
     _, _, kept = fine_tuned
-    for words in ("RandAugment 5, random erasing 0.5, 2 of each image", "none, mirrored or not", "mixup 0.8 or cutmix 0.7",
-                  "label smoothing", "embeddings and the first 1 of 1 blocks", "reads cls, weights of deviation 0.0", "decay 0.9"):
+    for words in (
+        "RandAugment 5, random erasing 0.5, 2 of each image",
+        "none, mirrored or not",
+        "mixup 0.8 or cutmix 0.7",
+        "label smoothing",
+        "embeddings and the first 1 of 1 blocks",
+        "reads cls, weights of deviation 0.0",
+        "decay 0.9",
+    ):
         assert words in kept, words
 
 
 @pytest.mark.parametrize(
     ("name", "value", "other"),
     [
-        ("data.rand_augment", 5, 9), ("data.random_erasing", 0.5, 0.25), ("data.repeats", 2, 3), ("model.mixup", 0.8, 1.0),
+        ("data.rand_augment", 5, 9),
+        ("data.random_erasing", 0.5, 0.25),
+        ("data.repeats", 2, 3),
+        ("model.mixup", 0.8, 1.0),
         ("model.cutmix", 0.7, 1.0),
     ],
-)  # fmt: skip
+)
 def test_the_knobs_of_images_and_labels_are_read_back_too(fine_tuned, name, value, other):
     observed = observed_knobs(*fine_tuned[:2])
     check_knobs(config_of(name, value), observed)

@@ -54,7 +54,11 @@ def test_without_a_key_a_run_is_offline_complete_and_says_how_to_upload_it(run, 
     found = read_offline_run(run.path)
     assert (found["project"], found["tags"], found["id"]) == ("mine", ["a", "b"], run.summary()["id"])
     assert found["config"]["model"] == {"mask_ratio": 0.75}
-    assert [(row["trainer/global_step"], row["train/loss"]) for row in found["history"]] == [(1, 1), (2, 0.5), (3, 1 / 3)]
+    assert [(row["trainer/global_step"], row["train/loss"]) for row in found["history"]] == [
+        (1, 1),
+        (2, 0.5),
+        (3, 1 / 3),
+    ]
     assert found["summary"]["val/loss"] == 0.25
     assert found["exit_code"] == 0
     (line,) = [record.getMessage() for record in caplog.records if record.name == module.__name__]
@@ -82,7 +86,10 @@ def test_checkpoints_are_artifacts_by_flag_each_new_best_and_the_last(run, log_c
     run.last.write_bytes(b"last")
     logger.close({}, 0)
     artifacts = read_offline_run(run.path)["artifacts"]
-    found = [({*artifact.aliases} - {"latest"}, [entry.path for entry in artifact.manifest.contents]) for artifact in artifacts]
+    found = [
+        ({*artifact.aliases} - {"latest"}, [entry.path for entry in artifact.manifest.contents])
+        for artifact in artifacts
+    ]
     wanted = [({"best"}, ["best.ckpt"])] * 2 + [({"last"}, ["last.ckpt"])]
     assert found == (wanted if log_checkpoint else [])
 
@@ -183,7 +190,9 @@ def test_a_key_is_found_in_the_environment_and_in_the_netrc_of_its_host(tmp_path
     assert has_key()
 
 
-@pytest.mark.parametrize("content", ["machine api.wandb.ai login", "nonsense", "machine api.wandb.ai login user password \"\""])
+@pytest.mark.parametrize(
+    "content", ["machine api.wandb.ai login", "nonsense", 'machine api.wandb.ai login user password ""']
+)
 def test_a_netrc_without_a_readable_key_is_no_key(tmp_path, monkeypatch, content):
     (tmp_path / "netrc").write_text(content)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

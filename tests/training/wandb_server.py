@@ -16,8 +16,17 @@ USER = {"id": "u", "entity": "local", "username": "local", "email": "a@b", "flag
 def answer(query, variables, port):
     """The data that a GraphQL query is after, judged by the field it names."""
     if "upsertBucket" in query:
-        bucket = {"id": "r", "name": variables["name"], "displayName": variables.get("displayName") or "", "description": "",
-                  "config": "{}", "sweepName": None, "historyLineCount": 0, "project": PROJECT, "stopped": False}  # fmt: skip
+        bucket = {
+            "id": "r",
+            "name": variables["name"],
+            "displayName": variables.get("displayName") or "",
+            "description": "",
+            "config": "{}",
+            "sweepName": None,
+            "historyLineCount": 0,
+            "project": PROJECT,
+            "stopped": False,
+        }
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
     if "createRunFiles" in query:
         files = [{"name": name, "uploadUrl": f"http://127.0.0.1:{port}/upload/{name}"} for name in variables["files"]]

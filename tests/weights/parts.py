@@ -14,8 +14,15 @@ TARGETS = {
     "masked_patch": "vitmae.models.masked_patch.MaskedPatch",
     "vit": "vitmae.models.supervised.Supervised",
 }
-TINY = {"name": "vit_tiny_patch16_224", "img_size": [16, 24], "in_chans": 3, "patch_size": 4, "embed_dim": 32,
-        "depth": 2, "num_heads": 2}
+TINY = {
+    "name": "vit_tiny_patch16_224",
+    "img_size": [16, 24],
+    "in_chans": 3,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 def settings(kind="mae", backbone=None, **model):
@@ -46,8 +53,16 @@ def shake(module, seed=0):
 
 def save_checkpoint(path, made, config, **facts):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": made.state_dict(), "vitmae_format": 1, "vitmae_config": config, "vitmae_facts": facts,
-                "optimizer_states": []}, path)  # fmt: skip
+    torch.save(
+        {
+            "state_dict": made.state_dict(),
+            "vitmae_format": 1,
+            "vitmae_config": config,
+            "vitmae_facts": facts,
+            "optimizer_states": [],
+        },
+        path,
+    )
     return path
 
 

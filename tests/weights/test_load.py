@@ -193,7 +193,9 @@ def test_an_encoder_of_which_little_matches_is_refused_and_nothing_is_written(tm
     _, path = saved(tmp_path, backbone={"depth": 1})
     fresh = build("mae", {"depth": 10}, seed=7)
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(UserError, match=r"1\d\.\d\d% of the encoder match, and 95% are wanted .*weights_min_match") as error:
+    with pytest.raises(
+        UserError, match=r"1\d\.\d\d% of the encoder match, and 95% are wanted .*weights_min_match"
+    ) as error:
         load_weights(fresh, path)
     assert "\n" not in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
@@ -209,16 +211,24 @@ def test_another_width_is_refused_and_said(tmp_path):
 def test_half_precision_is_loaded_into_full(tmp_path):
     mae = build("mae")
     state = {name: tensor.half() for name, tensor in mae.state_dict().items()}
-    torch.save({"model": {name.removeprefix("backbone.vit."): t for name, t in state.items() if "backbone" in name}},
-               tmp_path / "half.pth")  # fmt: skip
+    torch.save(
+        {"model": {name.removeprefix("backbone.vit."): t for name, t in state.items() if "backbone" in name}},
+        tmp_path / "half.pth",
+    )
     fresh = build("mae", seed=7)
     load_weights(fresh.backbone, str(tmp_path / "half.pth"))
     assert all(parameter.dtype == torch.float32 for parameter in fresh.parameters())
 
 
 def timms_file(path, mae):
-    torch.save({name.removeprefix("backbone.vit."): tensor for name, tensor in mae.state_dict().items()
-                if name.startswith("backbone.")}, path)  # fmt: skip
+    torch.save(
+        {
+            name.removeprefix("backbone.vit."): tensor
+            for name, tensor in mae.state_dict().items()
+            if name.startswith("backbone.")
+        },
+        path,
+    )
     return str(path)
 
 

@@ -30,6 +30,7 @@ def test_positions_are_resampled_as_timm_does(old, new, prefix):
 @pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_a_smooth_position_code_stays_smooth_in_both_directions(old, new):
     """A code linear in row and column is that after resampling too, at the places the new patches have in the image."""
+
     def code(grid_size):
         row, column = ((torch.arange(side) + 0.5) / side for side in grid_size)
         return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).view(1, -1, 2)

@@ -33,7 +33,9 @@ PAIRS = [
 
 def written(made, kind, model, layout, what, folder):
     """Where an objective lies that was written in a format, as a user would name it."""
-    path = save_checkpoint(folder / "run.ckpt", made, settings(kind, SQUARE, **dict(model)), class_names=list("abcdefghij"))
+    path = save_checkpoint(
+        folder / "run.ckpt", made, settings(kind, SQUARE, **dict(model)), class_names=list("abcdefghij")
+    )
     if layout == "checkpoint":
         return str(path)
     write_weights(read_saved(path), layout, what, folder / layout)
@@ -42,8 +44,11 @@ def written(made, kind, model, layout, what, folder):
 
 def parts_of(state, what):
     """The tensors of a part; what was measured of the data is no part of a model."""
-    return {name: tensor for name, tensor in state.items()
-            if name.startswith("backbone.") or (what == "full" and ("." in name or name == "mask_token"))}  # fmt: skip
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith("backbone.") or (what == "full" and ("." in name or name == "mask_token"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,9 @@ def once(tmp_path_factory):
             again = build(kind, SQUARE, seed=7, **dict(model))
             fresh = parts_of({name: tensor.clone() for name, tensor in again.state_dict().items()}, what)
             load_weights(again if what == "full" else again.backbone, path)
-            assert not any(torch.equal(fresh[name], tensor) for name, tensor in made.named_parameters() if name in fresh)
+            assert not any(
+                torch.equal(fresh[name], tensor) for name, tensor in made.named_parameters() if name in fresh
+            )
             done[key] = made, again
         return done[key]
 

@@ -56,7 +56,9 @@ def test_rectangles_channels_registers_and_hybrids_keep_their_grid(tmp_path, lay
     made, folder = export(tmp_path, layout, "encoder", backbone=backbone)
     source = read_weights(str(folder))
     assert source.grid_size == made.backbone.grid_size
-    assert all(torch.equal(tensor, source.state[f"backbone.{name}"]) for name, tensor in made.backbone.state_dict().items())
+    assert all(
+        torch.equal(tensor, source.state[f"backbone.{name}"]) for name, tensor in made.backbone.state_dict().items()
+    )
 
 
 # -- others open it ----------------------------------------------------------------------------------------------------
@@ -118,7 +120,11 @@ def test_timm_opens_an_encoder(tmp_path, backbone):
 
 @pytest.mark.parametrize(
     ("kind", "what"),
-    [pytest.param("mae", "encoder", marks=pytest.mark.slow), pytest.param("vit", "full", marks=pytest.mark.slow), ("mae", "full")],
+    [
+        pytest.param("mae", "encoder", marks=pytest.mark.slow),
+        pytest.param("vit", "full", marks=pytest.mark.slow),
+        ("mae", "full"),
+    ],
 )
 def test_onnx_agrees_at_any_batch_size(tmp_path, kind, what):
     shallow = {"decoder_depth": 1} if kind == "mae" else {}
@@ -141,7 +147,9 @@ def test_onnx_agrees_at_any_batch_size(tmp_path, kind, what):
         for ours, theirs in zip(wanted, got, strict=True):
             assert np.allclose(ours[:size].numpy(), theirs, atol=1e-4)
     assert [output.name for output in session.get_outputs()] == {
-        "vit": ["logits"], "mae": ["latent"] if what == "encoder" else ["prediction", "mask"]}[kind]
+        "vit": ["logits"],
+        "mae": ["latent"] if what == "encoder" else ["prediction", "mask"],
+    }[kind]
 
 
 def test_a_torch_export_program_agrees_at_any_batch_size(tmp_path):
@@ -188,8 +196,13 @@ def test_exports_are_opened_where_this_project_cannot_be_imported(tmp_path):
 
 
 def test_a_bundle_says_all_there_is_to_say(tmp_path):
-    facts = {"class_names": CLASSES, "license": "cc-by-nc-4.0", "initial_weights": "vit_base_patch16_224.mae",
-             "metrics": {"val/acc1": 0.75}, "git_commit": "abc"}  # fmt: skip
+    facts = {
+        "class_names": CLASSES,
+        "license": "cc-by-nc-4.0",
+        "initial_weights": "vit_base_patch16_224.mae",
+        "metrics": {"val/acc1": 0.75},
+        "git_commit": "abc",
+    }
     vit, saved = saved_model(tmp_path, "vit", {"img_size": [16, 24]}, facts)
     write_weights(saved, "bundle", "full", tmp_path / "bundle")
     about = json.loads((tmp_path / "bundle" / "model.json").read_text())

@@ -95,8 +95,10 @@ class Backbone(nn.Module):
             UserError: if there are not as many blocks.
         """
         if num_blocks != "all" and not 0 <= num_blocks <= self.depth:
-            raise UserError(f"model.freeze={num_blocks}: the backbone has {self.depth} blocks: choose at most "
-                            f"{self.depth}, or all for a linear probe")
+            raise UserError(
+                f"model.freeze={num_blocks}: the backbone has {self.depth} blocks: choose at most "
+                f"{self.depth}, or all for a linear probe"
+            )
         last = self.depth + 1 if num_blocks == "all" else num_blocks
         if last == 0:
             return

@@ -78,7 +78,7 @@ class Attention(timm_layers.Attention):
         is_fast = not self.fused_attn and _in_bf16_on_cpu(x) and x.numel() >= _LARGE and self._is_plain()
         if not is_fast or attn_mask is not None or is_causal:
             return super().forward(x, attn_mask, is_causal)
-        attended = _Attention.apply(self.qkv(x), self.num_heads, self.scale)             # (B, T, D)
+        attended = _Attention.apply(self.qkv(x), self.num_heads, self.scale)  # (B, T, D)
         return self.proj_drop(self.proj(attended))
 
     def _is_plain(self) -> bool:
@@ -90,17 +90,17 @@ class Attention(timm_layers.Attention):
     def _read(self, x: Tensor, ids: Tensor) -> Tensor:
         """As timm's forward, with fewer queries."""
         batch, tokens, _ = x.shape
-        q, kv = self.qkv(x).split((self.attn_dim, 2 * self.attn_dim), dim=-1)            # (B, T, D), (B, T, 2 D)
-        q = gather_tokens(q, ids).view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)     # (B, h, k, d)
+        q, kv = self.qkv(x).split((self.attn_dim, 2 * self.attn_dim), dim=-1)  # (B, T, D), (B, T, 2 D)
+        q = gather_tokens(q, ids).view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, k, d)
         k, v = kv.view(batch, tokens, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
-            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)        # (B, h, k, d)
+            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B, h, k, d)
         else:
-            weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)           # (B, h, k, T)
-            attended = self.attn_drop(weights) @ v                           # (B, h, k, d)
-        output = self.norm(attended.transpose(1, 2).reshape(batch, -1, self.attn_dim))   # (B, k, D)
+            weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, h, k, T)
+            attended = self.attn_drop(weights) @ v  # (B, h, k, d)
+        output = self.norm(attended.transpose(1, 2).reshape(batch, -1, self.attn_dim))  # (B, k, D)
         if self.gate is not None:
             output = output * self.gate(gather_tokens(x, ids)).sigmoid()
         return self.proj_drop(self.proj(output))
@@ -115,7 +115,7 @@ class Block(timm_layers.Block):
         """(B, T, D) -> (B, T, D), or with ids (B, k) -> (B, k, D), the same rows of it."""
         if ids is None:
             return super().forward(x, attn_mask, is_causal)
-        attended = self.attn(self.norm1(x), attn_mask, is_causal, ids)       # (B, k, D)
+        attended = self.attn(self.norm1(x), attn_mask, is_causal, ids)  # (B, k, D)
         x = gather_tokens(x, ids) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -160,7 +160,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])                              # (M, E)
+        rows = grad.reshape(-1, grad.shape[-1])  # (M, E)
         grad_x = (rows @ weight.to(rows.dtype)).view(*grad.shape[:-1], weight.shape[1]) if needs_x else None
         grad_weight = rows.t() @ x.reshape(len(rows), -1) if needs_weight else None
         grad_bias = (rows.new_ones(1, len(rows)) @ rows)[0] if needs_bias else None
@@ -176,9 +176,9 @@ class _Attention(torch.autograd.Function):
         head_dim = width // num_heads
         parts = qkv.view(batch, tokens, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4).contiguous()
         parts = parts.view(3, batch * num_heads, tokens, head_dim)
-        q, k, v = parts.unbind()                                             # (B h, T, d) each
+        q, k, v = parts.unbind()  # (B h, T, d) each
         weights = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
-        torch.softmax(weights, dim=-1, out=weights)                          # (B h, T, T)
+        torch.softmax(weights, dim=-1, out=weights)  # (B h, T, T)
         ctx.save_for_backward(parts, weights)
         ctx.num_heads, ctx.scale = num_heads, scale
         attended = torch.bmm(weights, v).view(batch, num_heads, tokens, head_dim)
@@ -194,7 +194,7 @@ class _Attention(torch.autograd.Function):
         grads = torch.empty_like(parts)
         grad_q, grad_k, grad_v = grads.unbind()
         torch.bmm(weights.transpose(1, 2), grad, out=grad_v)
-        scores = torch.bmm(grad, v.transpose(1, 2))                          # (B h, T, T)
+        scores = torch.bmm(grad, v.transpose(1, 2))  # (B h, T, T)
         scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
         torch.baddbmm(grad_q, scores, k, beta=0, alpha=ctx.scale, out=grad_q)
         torch.baddbmm(grad_k, scores.transpose(1, 2), q, beta=0, alpha=ctx.scale, out=grad_k)

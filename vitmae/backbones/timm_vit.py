@@ -90,8 +90,9 @@ class TimmViT(Backbone):
     def fix_positions(self) -> None:
         """Replace learned positions by fixed 2-D sine-cosine ones, kept as a buffer under the same name."""
         if self.embed_dim % 4:
-            raise UserError(f"fixed sine-cosine positions need a width divisible by 4: backbone.embed_dim="
-                            f"{self.embed_dim}")
+            raise UserError(
+                f"fixed sine-cosine positions need a width divisible by 4: backbone.embed_dim={self.embed_dim}"
+            )
         table = sincos_positions(self.grid_size, self.embed_dim, self._num_prefix_positions)
         del self.vit.pos_embed
         self.vit.register_buffer("pos_embed", table)
@@ -118,19 +119,19 @@ class TimmViT(Backbone):
         """
         if self.is_hybrid:
             if ids_keep is None:
-                return self.vit.patch_embed(images)                          # (B, N, D)
+                return self.vit.patch_embed(images)  # (B, N, D)
             return gather_tokens(self.vit.patch_embed(self._blank(images, ids_keep)), ids_keep)
         embed = self.vit.patch_embed
-        patches = patchify(images, self.patch_size)                          # (B, N, P)
+        patches = patchify(images, self.patch_size)  # (B, N, P)
         if ids_keep is not None:
-            patches = gather_tokens(patches, ids_keep)                       # (B, n, P)
-        weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)            # (D, P), in patchify's order
-        return embed.norm(linear(patches, weight, embed.proj.bias))          # (B, n, D)
+            patches = gather_tokens(patches, ids_keep)  # (B, n, P)
+        weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P), in patchify's order
+        return embed.norm(linear(patches, weight, embed.proj.bias))  # (B, n, D)
 
     def _blank(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """Set every pixel of a patch that is not kept to 0, the mean of normalised images."""
         keep = images.new_zeros(images.shape[0], self.num_patches).scatter(1, ids_keep, 1.0)
-        keep = paint(keep[..., None], self.grid_size, self.patch_size)       # (B, 1, H, W)
+        keep = paint(keep[..., None], self.grid_size, self.patch_size)  # (B, 1, H, W)
         return torch.where(keep > 0, images, 0.0)
 
     def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -138,18 +139,18 @@ class TimmViT(Backbone):
         vit = self.vit
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if prefix:
-            first = torch.cat(prefix, dim=1)                                 # (1, prefix, D)
+            first = torch.cat(prefix, dim=1)  # (1, prefix, D)
             if self._num_prefix_positions:
                 first = first + vit.pos_embed[:, : self._num_prefix_positions]
             tokens = torch.cat([first.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = vit.norm_pre(vit.pos_drop(tokens))                          # (B, prefix + n, D)
+        tokens = vit.norm_pre(vit.pos_drop(tokens))  # (B, prefix + n, D)
         if ids is None:
             tokens = checkpoint_seq(vit.blocks, tokens) if self.grad_checkpointing else vit.blocks(tokens)
             return vit.norm(tokens)
         *first, last = vit.blocks
         for block in first:
             tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
-        return vit.norm(read_tokens(last, tokens, ids))                      # (B, k, D)
+        return vit.norm(read_tokens(last, tokens, ids))  # (B, k, D)
 
     def first_parts(self, num_blocks: int) -> list[nn.Module]:
         """The embeddings with their dropout, and the first blocks."""
@@ -173,11 +174,14 @@ def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) 
     if "patch_size" in settings:
         for side, patch in zip(img_size, settings["patch_size"], strict=True):
             if side % patch:
-                raise UserError(f"data.img_size={_show(img_size)} is not divisible by backbone.patch_size="
-                                f"{_show(settings['patch_size'])}: choose a multiple")
+                raise UserError(
+                    f"data.img_size={_show(img_size)} is not divisible by backbone.patch_size="
+                    f"{_show(settings['patch_size'])}: choose a multiple"
+                )
     try:
-        vit = timm.create_model(name, pretrained=False, img_size=img_size, in_chans=in_chans, num_classes=0,
-                                global_pool="", **settings)
+        vit = timm.create_model(
+            name, pretrained=False, img_size=img_size, in_chans=in_chans, num_classes=0, global_pool="", **settings
+        )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = f"backbone.name={name} cannot be built at {_show(img_size)} px with {settings}"
@@ -193,8 +197,10 @@ def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) 
 def _check_sizes(name: str, img_size: Size, grid_size: Size, patch_size: Size) -> None:
     covered = (grid_size[0] * patch_size[0], grid_size[1] * patch_size[1])
     if covered != img_size:
-        raise UserError(f"data.img_size={_show(img_size)} is not divisible into the patches of backbone {name}: "
-                        f"choose a multiple of {_show(patch_size)}, its patch size")
+        raise UserError(
+            f"data.img_size={_show(img_size)} is not divisible into the patches of backbone {name}: "
+            f"choose a multiple of {_show(patch_size)}, its patch size"
+        )
 
 
 def _show(size: Size) -> str:

@@ -23,8 +23,18 @@ from vitmae.evaluation.probe_names import Probe
 
 Method = Literal["scratch", "masked_patch", "mae", "supervised"]
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]
-_OWN = ("model", "seed", "ckpt", "probe", "encoder", "split", "out", "backbone.weights", "data.train_fraction",
-        "hydra.run.dir")  # fmt: skip
+_OWN = (
+    "model",
+    "seed",
+    "ckpt",
+    "probe",
+    "encoder",
+    "split",
+    "out",
+    "backbone.weights",
+    "data.train_fraction",
+    "hydra.run.dir",
+)
 """Words that tell the jobs of a comparison apart: they are not the user's to set."""
 PROBES = ("knn", "linear", "logistic", "fewshot", "attentive")
 """Probes of a frozen encoder that say an accuracy, which is what a comparison shows."""
@@ -115,18 +125,26 @@ class Design:
                 if word.lstrip("+~").partition("=")[0] in _OWN:
                     setting = "" if name == "common" else f"{name}="
                     raise UserError(f"{setting}{word}: a comparison sets that itself, see methods, seeds, labels, out")
-        for name, values in (("methods", self.methods), ("seeds", self.seeds), ("base_lrs", self.base_lrs),
-                             ("probes", self.probes)):  # fmt: skip
+        for name, values in (
+            ("methods", self.methods),
+            ("seeds", self.seeds),
+            ("base_lrs", self.base_lrs),
+            ("probes", self.probes),
+        ):
             if len(set(values)) < len(values):
                 raise UserError(f"{name}={list(values)}: one of them is there twice")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values:
                 raise UserError(f"{name}=[]: at least one is wanted")
         if other := [probe for probe in self.probes if probe not in PROBES]:
-            raise UserError(f"probes={other}: a comparison shows the accuracies of {', '.join(PROBES)}: ask for "
-                            "others by vitmae.evaluate on its runs")
-        for name, values, wanted in (("seeds", [seed for seed in self.seeds if seed < 0], "whole numbers from 0"),
-                                     ("base_lrs", [rate for rate in self.base_lrs if not rate > 0], "above 0")):
+            raise UserError(
+                f"probes={other}: a comparison shows the accuracies of {', '.join(PROBES)}: ask for "
+                "others by vitmae.evaluate on its runs"
+            )
+        for name, values, wanted in (
+            ("seeds", [seed for seed in self.seeds if seed < 0], "whole numbers from 0"),
+            ("base_lrs", [rate for rate in self.base_lrs if not rate > 0], "above 0"),
+        ):
             if values:
                 raise UserError(f"{name}={values}: {wanted} are wanted")
         if not 0 < self.labels <= 1:
@@ -211,9 +229,7 @@ class _Planner:
         words = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *words, *self.design.evaluate]
         return self.job(stage, "evaluate", words, ".json", of.base_lr)
 
-    def job(
-        self, stage: Stage, module: Module, words: Sequence[str], suffix: str, base_lr: float | None
-    ) -> Job:
+    def job(self, stage: Stage, module: Module, words: Sequence[str], suffix: str, base_lr: float | None) -> Job:
         about = json.dumps([word.replace(f"{self.folder}/", "") for word in words])  # a folder may be moved
         key = hashlib.sha256(about.encode()).hexdigest()[:8]
         name = f"{self.method}-seed{self.seed}-{stage}-{key}{suffix}"

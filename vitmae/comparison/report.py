@@ -81,10 +81,16 @@ def cost_table(results: Results) -> Table:
     """A header, and a line per method and stage, as means over seeds."""
     lines = [["run", "runs", "images seen", "PFLOP", "wall time", "trained parameters"]]
     for (method, stage), costs in results.costs.items():
-        lines.append([
-            f"{TITLES[method]}, {_STAGES[stage]}", str(len(costs)), f"{_mean(costs, 'images'):,.0f}",
-            f"{_mean(costs, 'flops') / 1e15:.3g}", _minutes(costs), f"{costs[0].parameters / 1e6:.2f} M",
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{TITLES[method]}, {_STAGES[stage]}",
+                str(len(costs)),
+                f"{_mean(costs, 'images'):,.0f}",
+                f"{_mean(costs, 'flops') / 1e15:.3g}",
+                _minutes(costs),
+                f"{costs[0].parameters / 1e6:.2f} M",
+            ]
+        )
     return lines
 
 
@@ -143,8 +149,9 @@ def _csv(results: Results) -> str:
         for method, cell in by_method.items():
             for seed, value in cell.per_seed.items():
                 setting = " ".join(f"{name}={number:g}" for name, number in cell.settings[seed].items())
-                writer.writerow((key.probe, key.pooling, key.shots or "", method, seed, value, cell.num_images,
-                                 setting))  # fmt: skip
+                writer.writerow(
+                    (key.probe, key.pooling, key.shots or "", method, seed, value, cell.num_images, setting)
+                )
     return text.getvalue()
 
 
@@ -174,8 +181,10 @@ def _html(design: Design, rows: Sequence[Row], results: Results) -> str:
         parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results), methods), "held-out curves")]
     for method, path in results.pictures.items():
         data = base64.b64encode(path.read_bytes()).decode()
-        parts += [f"<h2>Reconstructions, {html.escape(TITLES[method])}</h2>",
-                  f'<img class=panel alt="reconstructions" src="data:image/png;base64,{data}">']  # fmt: skip
+        parts += [
+            f"<h2>Reconstructions, {html.escape(TITLES[method])}</h2>",
+            f'<img class=panel alt="reconstructions" src="data:image/png;base64,{data}">',
+        ]
     if results.missing:
         parts += ["<h2>Not done</h2>", "<ul>", *(f"<li>{html.escape(name)}</li>" for name in results.missing), "</ul>"]
     lines = "".join(f"<p>{html.escape(name)}<br><code>{html.escape(line)}</code></p>" for name, line in commands(rows))
@@ -199,8 +208,9 @@ def _as_html(table: Table, best: Sequence[Sequence[bool]] = ()) -> str:
     body = []
     for number, line in enumerate(table[1:]):
         marks = [False, *best[number]] if best else [False] * len(line)
-        cells = "".join(f"<td{' class=best' * mark}>{html.escape(cell)}</td>"
-                        for cell, mark in zip(line, marks, strict=True))  # fmt: skip
+        cells = "".join(
+            f"<td{' class=best' * mark}>{html.escape(cell)}</td>" for cell, mark in zip(line, marks, strict=True)
+        )
         body.append(f"<tr>{cells}</tr>")
     return f"<div class=wide><table><tr>{head}</tr>{''.join(body)}</table></div>"
 

@@ -35,7 +35,8 @@ class Key:
     def label(self) -> str:
         """For people."""
         name = {"knn": "kNN", "fewshot": f"{self.shots}-shot", "logistic": "logistic regression"}.get(
-            self.probe, self.probe)  # fmt: skip
+            self.probe, self.probe
+        )
         return name if self.probe in ("fine-tuning", "attentive") else f"{name}, {self.pooling}"
 
 
@@ -144,8 +145,9 @@ def gather(rows: Sequence[Row], folder: Path) -> Results:
         missing += [job.name for job in jobs if not is_done(job)]
     methods = list(dict.fromkeys(row.method for row in rows))
     table = {key: {method: _cell(by_seed) for method, by_seed in by_method.items()} for key, by_method in found.items()}
-    return Results(methods, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing,
-                   frozenset(splits))  # fmt: skip
+    return Results(
+        methods, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing, frozenset(splits)
+    )
 
 
 def _line(score: Score) -> Key | None:

@@ -121,8 +121,10 @@ class _Runner:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.lock.close()
-            raise UserError(f"out={self.folder}: a comparison is at work there, or a job that has outlived one: wait "
-                            "until it has ended, or end it") from None
+            raise UserError(
+                f"out={self.folder}: a comparison is at work there, or a job that has outlived one: wait "
+                "until it has ended, or end it"
+            ) from None
         except OSError:  # a file system without locks
             _log.debug("%s cannot be locked", self.folder)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
@@ -157,9 +159,12 @@ class _Runner:
             # a session of its own: Ctrl-C in a terminal reaches this process alone, which hands it on once
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"vitmae.{job.module}", *_arguments(job)],
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=dict(os.environ),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=dict(os.environ),
                 pass_fds=[self.lock.fileno()],
-            )  # fmt: skip
+            )
             if self.is_asked_to_stop:  # while it was being started
                 self._hand_on()
             code = self.process.wait()

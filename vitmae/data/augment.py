@@ -16,7 +16,7 @@ from torch import Tensor
 from vitmae.data.crops import random_resized_boxes
 from vitmae.randomness import fold_each, uniform
 
-_GREY = (0.299, 0.587, 0.114)   # ITU-R 601
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
 def augmentation(
@@ -52,7 +52,7 @@ class RandAugment:
         """Augment each image by its key: (B, C, H, W) uint8, (B,) int64 on the CPU -> (B, C, H, W) uint8."""
         images = images.clone()
         for layer in range(self.num_ops):
-            draws = uniform(fold_each(keys, "randaugment", layer), 5)    # (B, 5)
+            draws = uniform(fold_each(keys, "randaugment", layer), 5)  # (B, 5)
             normal = (-2 * torch.log1p(-draws[:, 0])).sqrt() * torch.cos(2 * pi * draws[:, 1])
             strength = (self.magnitude + self.std * normal).clamp(0, 10) / 10
             sign = torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
@@ -87,11 +87,11 @@ class RandomErasing:
         channels, height, width = images.shape[1:]
         tall, wide = torch.tensor([[height], [width]]).expand(2, len(rows))
         boxes = random_resized_boxes(keys[rows], tall, wide, (0.02, 1 / 3), (0.3, 1 / 0.3)).to(images.device)
-        top, left, tall, wide = boxes[:, :, None].unbind(1)              # (b, 1) each
+        top, left, tall, wide = boxes[:, :, None].unbind(1)  # (b, 1) each
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         erased = (((y >= top) & (y < top + tall))[:, :, None] & ((x >= left) & (x < left + wide))[:, None])[:, None]
         half = -(-channels * height * width // 2)
-        draws = uniform(keys[rows].to(images.device), 2 * half)          # (b, C * H * W), or one more
+        draws = uniform(keys[rows].to(images.device), 2 * half)  # (b, C * H * W), or one more
         radius = (-2 * torch.log1p(-draws[:, :half])).sqrt()
         angle = 2 * pi * draws[:, half:]
         normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
@@ -133,11 +133,11 @@ def _auto_contrast(images: Tensor) -> Tensor:
 
 def _equalize(images: Tensor) -> Tensor:
     """Spread each channel's values evenly, by the integers of Pillow's `ImageOps.equalize`."""
-    flat = images.flatten(2).long()                                      # (b, C, H * W)
+    flat = images.flatten(2).long()  # (b, C, H * W)
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=images.device)
     counts.scatter_add_(2, flat, torch.ones_like(flat))
-    last = counts.gather(2, flat.amax(2, keepdim=True))                  # how many are the brightest
-    step = (flat.shape[2] - last) // 255                                 # (b, C, 1)
+    last = counts.gather(2, flat.amax(2, keepdim=True))  # how many are the brightest
+    step = (flat.shape[2] - last) // 255  # (b, C, 1)
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=images.device))
@@ -165,7 +165,7 @@ def _sharpen(images: Tensor, amount: Amount) -> Tensor:
     kernel = torch.ones(1, 1, 3, 3, device=images.device)
     kernel[..., 1, 1] = 5
     blurred = images.float()
-    inside = F.conv2d(blurred.flatten(0, 1)[:, None], kernel / 13)       # (b * C, 1, H - 2, W - 2)
+    inside = F.conv2d(blurred.flatten(0, 1)[:, None], kernel / 13)  # (b * C, 1, H - 2, W - 2)
     blurred[..., 1:-1, 1:-1] = (inside + 0.5).floor().view(*images.shape[:2], *inside.shape[2:])
     return _blend(blurred, images, amount)
 
@@ -214,7 +214,7 @@ def _translate(images: Tensor, amount: Amount, axis: int) -> Tensor:
 def _move(images: Tensor, fill: Tensor, matrix: list[list[Any]]) -> Tensor:
     """See at each (x, y), in pixels from the middle, what was at ``matrix`` @ (x, y, 1): numbers or (b, 1, 1, 1)."""
     height, width = images.shape[2:]
-    ratio = [[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]]   # to torch's -1 to 1
+    ratio = [[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]]  # to torch's -1 to 1
     theta = images.new_empty(len(images), 2, 3, dtype=torch.float32)
     for row in range(2):
         for column in range(3):

@@ -39,7 +39,7 @@ def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         answer = compute()
-    with suppress(OSError):   # a home that cannot be written to costs time, not the run
+    with suppress(OSError):  # a home that cannot be written to costs time, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(answer).encode())

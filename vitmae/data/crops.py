@@ -20,10 +20,10 @@ from torch import Tensor
 
 from vitmae.randomness import fold_each, uniform
 
-_ATTEMPTS = 10                                                           # as torchvision's RandomResizedCrop
+_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 
 
-_SMALL = 2**14   # values of an image: below, one long copy of all is quicker than one of each
+_SMALL = 2**14  # values of an image: below, one long copy of all is quicker than one of each
 
 CROPS = ("none", "pad", "random_resized")
 
@@ -74,9 +74,7 @@ class View:
         return self.move(resample(images, boxes, self.size), keys)
 
 
-def central_boxes(
-    heights: Tensor, widths: Tensor, size: tuple[int, int], crop_pct: float
-) -> Tensor:
+def central_boxes(heights: Tensor, widths: Tensor, size: tuple[int, int], crop_pct: float) -> Tensor:
     """The largest centred box with the shape of ``size``, times ``crop_pct``: (B,), (B,) -> (B, 4) int64.
 
     The same as resizing the shorter side to ``size / crop_pct`` and cropping the centre.
@@ -95,15 +93,15 @@ def random_resized_boxes(
     The first of ten draws that fits the image; where none does, the largest centred box of an allowed shape.
     """
     draws = uniform(fold_each(keys, "crop"), 4 * _ATTEMPTS).view(-1, _ATTEMPTS, 4)
-    height, width = heights[:, None], widths[:, None]                    # (B, 1)
+    height, width = heights[:, None], widths[:, None]  # (B, 1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
     shape = torch.exp(log(ratio[0]) + (log(ratio[1]) - log(ratio[0])) * draws[..., 1])
-    tall = (area / shape).sqrt().round().long()                          # (B, attempts)
+    tall = (area / shape).sqrt().round().long()  # (B, attempts)
     wide = (area * shape).sqrt().round().long()
     fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
     top = (draws[..., 2] * (height - tall + 1)).long()
     left = (draws[..., 3] * (width - wide + 1)).long()
-    first = fits.int().argmax(dim=1, keepdim=True)                       # (B, 1)
+    first = fits.int().argmax(dim=1, keepdim=True)  # (B, 1)
     boxes = torch.stack([side.gather(1, first)[:, 0] for side in (top, left, tall, wide)], dim=1)
     wide = torch.minimum(widths, (heights * ratio[1]).round().long()).clamp(min=1)
     tall = torch.minimum(heights, (widths / ratio[0]).round().long()).clamp(min=1)
@@ -125,9 +123,9 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     for start in range(0, len(images), piece):
         part = slice(start, start + piece)
         top, left, tall, wide = boxes[part].to(images.device).unbind(1)
-        rows = _filter_matrix(top, tall, height, size[0])                # (b, h, H)
-        columns = _filter_matrix(left, wide, width, size[1])             # (b, w, W)
-        with torch.autocast(images.device.type, enabled=False):          # bytes need more than bf16's 8 bits
+        rows = _filter_matrix(top, tall, height, size[0])  # (b, h, H)
+        columns = _filter_matrix(left, wide, width, size[1])  # (b, w, W)
+        with torch.autocast(images.device.type, enabled=False):  # bytes need more than bf16's 8 bits
             pixels = torch.einsum("bhH,bcHW,bwW->bchw", rows, images[part].float(), columns)
         seen[part] = pixels.round_().clamp_(0, 255)
     return seen
@@ -139,8 +137,8 @@ def _filter_matrix(start: Tensor, length: Tensor, count: int, size: int) -> Tens
     Keys' cubic convolution (IEEE ASSP 29, 1981), stretched where the line shrinks; pixels outside of the box
     count for nothing.
     """
-    line = torch.arange(count, device=start.device) + 0.5                # (count,)
-    step = length / size                                                 # (B,)
+    line = torch.arange(count, device=start.device) + 0.5  # (count,)
+    step = length / size  # (B,)
     centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step[:, None]
     x = (line - centres[..., None]).abs_() / step.clamp(min=1)[:, None, None]
     near = (1.5 * x - 2.5) * x * x + 1
@@ -154,7 +152,7 @@ def _filter_matrix(start: Tensor, length: Tensor, count: int, size: int) -> Tens
 def resize_box(image: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a box of one image: (C, H, W) uint8, (4,) int64 -> (C, h, w) uint8; bicubic, antialiased."""
     top, left, height, width = box.tolist()
-    image = image[:, top:top + height, left:left + width]
+    image = image[:, top : top + height, left : left + width]
     if (height, width) == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
@@ -173,7 +171,7 @@ def shift(images: Tensor, keys: Tensor, most: int) -> Tensor:
     height, width = images.shape[2:]
     down, right = (uniform(fold_each(keys, "shift"), 2) * (2 * most + 1)).long().to(images.device).unbind(1)
     padded = F.pad(images, (most, most, most, most))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)            # (B, C, 2m + 1, 2m + 1, h, w)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2m + 1, 2m + 1, h, w)
     return windows[torch.arange(len(images), device=images.device), :, down, right]
 
 

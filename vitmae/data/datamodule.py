@@ -38,8 +38,8 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_SPLIT_SEED = 0         # of all runs: what one run is validated on, no other may have been trained on; of probes too
-_MOST_MEASURED = 2048   # images that are decoded or drawn for `stats=auto`; sets in memory are measured whole
+_SPLIT_SEED = 0  # of all runs: what one run is validated on, no other may have been trained on; of probes too
+_MOST_MEASURED = 2048  # images that are decoded or drawn for `stats=auto`; sets in memory are measured whole
 
 
 class ImageData(LightningDataModule):
@@ -168,8 +168,9 @@ class ImageData(LightningDataModule):
         if not self.num_val:
             raise UserError("no image is left to validate on: raise data.val_fraction")
         if self.drop_last and self.batch_size > self.num_train:
-            raise UserError(f"data.batch_size={self.batch_size} is more than the {self.num_train} training images: "
-                            "lower it")
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {self.num_train} training images: lower it"
+            )
         if self.skipped:
             log.warning("%d images cannot be read and are skipped", self.skipped)
         self._prepared = True
@@ -225,11 +226,19 @@ class ImageData(LightningDataModule):
         """
         rank, world = self._rank_and_world()
         if self.batch_size * world > self.num_train:
-            raise UserError(f"data.batch_size={self.batch_size} on {world} processes is more than the "
-                            f"{self.num_train} training images: lower it")
+            raise UserError(
+                f"data.batch_size={self.batch_size} on {world} processes is more than the "
+                f"{self.num_train} training images: lower it"
+            )
         requests = ShuffledRequests(
-            self.num_train, self.batch_size, self.seed, repeats=self.repeats, drop_last=self.drop_last,
-            rank=rank, world=world, position=self._position if self.trainer else None,
+            self.num_train,
+            self.batch_size,
+            self.seed,
+            repeats=self.repeats,
+            drop_last=self.drop_last,
+            rank=rank,
+            world=world,
+            position=self._position if self.trainer else None,
         )
         return self._loader(self._train, requests, training=True)
 
@@ -277,8 +286,9 @@ class ImageData(LightningDataModule):
             UserError: the set has no such split, or no masks.
         """
         if masks and self.num_mask_classes is None:
-            raise UserError("these images have no per-pixel classes: use data=shapes, or data=folder with "
-                            "data.source.masks")
+            raise UserError(
+                "these images have no per-pixel classes: use data=shapes, or data=folder with data.source.masks"
+            )
         part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
         return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), training=False, masks=masks)
 
@@ -304,16 +314,27 @@ class ImageData(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if isinstance(part.images, EncodedImages):
             workers = workers_for(self.num_workers, self.trainer.num_devices if self.trainer else 1)
-            workers = min(workers, max(len(requests) - 1, 0))            # one batch is here sooner than a worker
-            encoded = EncodedReader(part.images, part.indices, view, self.in_chans, self.seed,
-                                    skip_unreadable=self.skip_unreadable, masks=masks)
+            workers = min(workers, max(len(requests) - 1, 0))  # one batch is here sooner than a worker
+            encoded = EncodedReader(
+                part.images,
+                part.indices,
+                view,
+                self.in_chans,
+                self.seed,
+                skip_unreadable=self.skip_unreadable,
+                masks=masks,
+            )
             return Loader(encoded, requests, workers, pin_memory=device.type == "cuda")
         assert isinstance(part.images, FixedSizeImages)
         workers = 0 if self.num_workers == "auto" else self.num_workers
         # Without workers a set in memory moves to the device as a whole, and is cropped and flipped there.
         images = part.images if workers else part.images.to(device)
-        return Loader(FixedSizeReader(images, part.indices, view, self.seed, masks=masks), requests, workers,
-                      pin_memory=device.type == "cuda" and workers > 0)
+        return Loader(
+            FixedSizeReader(images, part.indices, view, self.seed, masks=masks),
+            requests,
+            workers,
+            pin_memory=device.type == "cuda" and workers > 0,
+        )
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -21,12 +21,10 @@ from vitmae.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
-EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".npy"]
-)
-_ORIENTATION = 0x0112                                                    # EXIF tag
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".npy"])
+_ORIENTATION = 0x0112  # EXIF tag
 _NPY = b"\x93NUMPY"
-_TAILS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}   # how whole files begin and end
+_TAILS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # how whole files begin and end
 
 
 class UnreadableImage(Exception):
@@ -63,7 +61,7 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
                 pixels = _upright(pixels, _orientation(image.getexif))
     except (UserError, MemoryError):
         raise
-    except Exception as error:   # decoders raise a dozen different kinds on bytes that are not an image
+    except Exception as error:  # decoders raise a dozen different kinds on bytes that are not an image
         raise UnreadableImage(f"{name}: {_one_line(error)}") from error
     return np.ascontiguousarray(pixels)
 
@@ -89,7 +87,7 @@ def check(file: BinaryIO) -> str | None:
                     return None
                 file.seek(position)
             image.load()
-    except Exception as error:   # as in `decode`
+    except Exception as error:  # as in `decode`
         return _one_line(error)
     return None
 
@@ -112,9 +110,9 @@ def jpeg_decoder() -> Callable[[bytes, int], Pixels] | None:
         )
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError):   # the last two: installed without what it needs
+    except (ImportError, OSError, RuntimeError):  # the last two: installed without what it needs
         return None
-    return lambda data, in_chans: (   # it turns images upright itself
+    return lambda data, in_chans: (  # it turns images upright itself
         decode_jpeg(data, mode="GRAY" if in_chans == 1 else "RGB").permute(1, 2, 0).numpy()
     )
 
@@ -124,7 +122,7 @@ def _jpeg_tags(data: bytes) -> Image.Exif:
     tags = Image.Exif()
     start = data.find(b"Exif\0\0", 0, 65536)
     if start >= 0:
-        tags.load(data[start:start + 65536])
+        tags.load(data[start : start + 65536])
     return tags
 
 
@@ -132,7 +130,7 @@ def _orientation(read_tags: Callable[[], Image.Exif]) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none, or where the tags are damaged: the pixels may be fine."""
     try:
         return int(read_tags().get(_ORIENTATION, 1))
-    except Exception:   # as many kinds as in `decode`
+    except Exception:  # as many kinds as in `decode`
         return 1
 
 
@@ -153,7 +151,7 @@ def _from_pillow(image: Image.Image, in_chans: int, name: str) -> Pixels:
     if image.format == "TIFF" and 1 < pages == in_chans:
         channels = [np.array(page) for page in ImageSequence.Iterator(image)]
         return _from_array(np.stack(channels, axis=-1), in_chans, name)
-    if image.mode.startswith(("I", "F")):                                # 16 or 32 bits, grey
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, grey
         grey = np.array(image)
         if grey.dtype == np.int32:
             grey = grey.clip(0, 65535).astype(np.uint16)
@@ -178,8 +176,10 @@ def _from_array(array: NDArray[np.generic], in_chans: int, name: str) -> Pixels:
     elif array.ndim == 3 and array.shape[2] != in_chans:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != in_chans:
-        raise UserError(f"{name}: an array of shape {array.shape} does not have {in_chans} channels: "
-                        "set data.in_chans to what it has")
+        raise UserError(
+            f"{name}: an array of shape {array.shape} does not have {in_chans} channels: "
+            "set data.in_chans to what it has"
+        )
     return _to_uint8(array, name)
 
 
@@ -193,10 +193,13 @@ def _to_uint8(array: NDArray[np.generic], name: str) -> Pixels:
         values = array.astype(np.float64)
         if values.size and values.min() >= 0 and values.max() <= 1:
             return (values * 255 + 0.5).astype(np.uint8)
-    raise UserError(f"{name}: values of type {array.dtype} cannot be shown as 8 bits: "
-                    "store uint8, uint16 or floats in [0, 1]")
+    raise UserError(
+        f"{name}: values of type {array.dtype} cannot be shown as 8 bits: store uint8, uint16 or floats in [0, 1]"
+    )
 
 
 def _refuse(name: str, has: int, in_chans: int) -> Pixels:
-    raise UserError(f"{name}: an image of {has} channels cannot give {in_chans}: set data.in_chans=1 or 3, "
-                    "or store .npy arrays or TIFF files with a page per channel")
+    raise UserError(
+        f"{name}: an image of {has} channels cannot give {in_chans}: set data.in_chans=1 or 3, "
+        "or store .npy arrays or TIFF files with a page per channel"
+    )

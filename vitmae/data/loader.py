@@ -63,7 +63,7 @@ class Loader:
         if self._workers is None:
             batches: Iterator[Any] = map(self.reader.__getitem__, self.requests)
         else:
-            with _no_garbage_collection():                               # workers start without it
+            with _no_garbage_collection():  # workers start without it
                 batches = iter(self._workers)
         for batch in batches:
             if isinstance(batch, UserError):

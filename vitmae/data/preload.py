@@ -14,9 +14,9 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_CHECKED = 20_000        # files looked at before a run; of larger sets, as many evenly spread
-LARGEST_SIDE = 128           # pixels, of images that are kept decoded
-LARGEST_SET = 2 * 2**30      # bytes, of a decoded set
+MOST_CHECKED = 20_000  # files looked at before a run; of larger sets, as many evenly spread
+LARGEST_SIDE = 128  # pixels, of images that are kept decoded
+LARGEST_SET = 2 * 2**30  # bytes, of a decoded set
 
 
 def take_in(images: Images, in_chans: int, skip_unreadable: bool) -> Images:
@@ -75,7 +75,7 @@ def _decode_all(images: EncodedImages, in_chans: int, skip_unreadable: bool) -> 
         name = images.name(index)
         try:
             with images.open(index) as file:
-                image = decode(file.read(), in_chans, name)              # (H, W, C)
+                image = decode(file.read(), in_chans, name)  # (H, W, C)
         except (UnreadableImage, OSError) as error:
             if not skip_unreadable:
                 raise unreadable_image(name, str(error)) from error

@@ -26,7 +26,7 @@ from vitmae.randomness import fold, fold_each, fold_indices
 
 log = logging.getLogger(__name__)
 
-HELD_DECODED = 32 * 2**20   # bytes: their boxes are drawn together, which costs as much as drawing one
+HELD_DECODED = 32 * 2**20  # bytes: their boxes are drawn together, which costs as much as drawing one
 
 
 class MaskedBatch(NamedTuple):
@@ -65,17 +65,15 @@ class FixedSizeReader:
         masks: give a `MaskedBatch` each time.
     """
 
-    def __init__(
-        self, images: FixedSizeImages, index: Tensor, view: View, seed: int, *, masks: bool = False
-    ) -> None:
+    def __init__(self, images: FixedSizeImages, index: Tensor, view: View, seed: int, *, masks: bool = False) -> None:
         self.images, self.index, self.view = images, index, view
         self.seed, self.masks = seed, masks
 
     def __getitem__(self, request: Request) -> Batch | MaskedBatch:
         indices = self.index[torch.from_numpy(request.indices)]
         keys = sample_keys(self.seed, request.epoch, indices, request.repeats)
-        rows = indices.repeat(request.repeats)                           # (B,)
-        images = self.view.apply(self.images.read(rows), keys)           # (B, C, h, w)
+        rows = indices.repeat(request.repeats)  # (B,)
+        images = self.view.apply(self.images.read(rows), keys)  # (B, C, h, w)
         labels = self.images.labels[rows].to(images.device)
         key = batch_key(self.seed, request.epoch, indices)
         batch = Batch(images, labels, keys.to(images.device), key)
@@ -120,14 +118,14 @@ class EncodedReader:
         keys = sample_keys(self.seed, request.epoch, indices, request.repeats)
         images = torch.empty(len(keys), self.in_chans, *self.view.size, dtype=torch.uint8)
         masks = torch.empty(len(keys), *self.view.size, dtype=torch.uint8) if self.masks else None
-        found = torch.full((len(indices),), -1)                          # which image is in which row
+        found = torch.full((len(indices),), -1)  # which image is in which row
         for decoded in self._decode_some(request, found):
             sizes = torch.tensor([pixels.shape[:2] for pixels in decoded.values()]).view(-1, 2)
-            for first in range(0, len(keys), len(indices)):              # each repeat has its own boxes
+            for first in range(0, len(keys), len(indices)):  # each repeat has its own boxes
                 rows = [first + row for row in decoded]
                 boxes = self.view.boxes(keys[rows], *sizes.unbind(1))
                 for row, box, pixels in zip(rows, boxes, decoded.values(), strict=True):
-                    image = torch.from_numpy(pixels).permute(2, 0, 1)    # (C, H, W)
+                    image = torch.from_numpy(pixels).permute(2, 0, 1)  # (C, H, W)
                     images[row] = resize_box(image, box, self.view.size)
                     if masks is not None:
                         masks[row] = self._read_mask(int(found[row]), image.shape[1:], box)
@@ -180,8 +178,10 @@ class EncodedReader:
         with self.images.open_mask(index) as file, Image.open(file) as image:
             mask: NDArray[np.generic] = np.array(image)
         if mask.dtype != np.uint8 or mask.shape != tuple(size):
-            raise UserError(f"the mask of {self.images.name(index)} must be an image of {size[1]} x {size[0]} "
-                            "pixels, each an 8-bit class index")
+            raise UserError(
+                f"the mask of {self.images.name(index)} must be an image of {size[1]} x {size[0]} "
+                "pixels, each an 8-bit class index"
+            )
         return resize_mask(torch.from_numpy(mask), box, self.view.size)
 
 

@@ -64,8 +64,8 @@ class ShuffledRequests:
         position: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         self.count, self.seed, self.repeats, self.rank, self.world = count, seed, repeats, rank, world
-        self.block = batch_size // repeats * world                       # distinct images of a global batch
-        distinct = count // repeats                                      # of an epoch
+        self.block = batch_size // repeats * world  # distinct images of a global batch
+        distinct = count // repeats  # of an epoch
         self.sizes = [self.block] * (distinct // self.block)
         rest = distinct % self.block // world * world
         if rest and not drop_last:
@@ -86,7 +86,7 @@ class ShuffledRequests:
         order = permutation(self.count, self.seed, "order", epoch).numpy()
         for batch, size in enumerate(self.sizes[done:], start=done):
             first = batch * self.block
-            yield Request(epoch, order[first + self.rank:first + size:self.world], self.repeats)
+            yield Request(epoch, order[first + self.rank : first + size : self.world], self.repeats)
 
 
 class OrderedRequests:
@@ -103,13 +103,15 @@ class OrderedRequests:
     """
 
     def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
-        most = -(-count // world)                                        # images of the rank that has most
+        most = -(-count // world)  # images of the rank that has most
         batches = -(-most // batch_size)
         if count // world < batches:
-            raise UserError(f"{count} images cannot be shared by {world} processes in batches of "
-                            f"{batch_size}: raise data.batch_size or use fewer processes")
+            raise UserError(
+                f"{count} images cannot be shared by {world} processes in batches of "
+                f"{batch_size}: raise data.batch_size or use fewer processes"
+            )
         mine = np.arange(rank, count, world, dtype=np.int64)
-        self.batches = [mine[i:i + batch_size] for i in range(0, len(mine), batch_size)]
+        self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         if len(self.batches) < batches:
             # One image short of another batch. Ranks with unequal numbers of batches would wait for each
             # other for ever, so the last batch gives one image away.

@@ -8,7 +8,7 @@ from torch import Tensor
 from vitmae.data.splits import Stats
 from vitmae.errors import UserError
 
-_LEAST_STD = 1 / 255   # of a channel that never changes: dividing by it must not blow up the first pixel that does
+_LEAST_STD = 1 / 255  # of a channel that never changes: dividing by it must not blow up the first pixel that does
 
 
 def measure(batches: Iterable[Tensor]) -> Stats:
@@ -17,7 +17,7 @@ def measure(batches: Iterable[Tensor]) -> Stats:
     for images in batches:
         values = images.to(torch.int32)
         count += values[:, 0].numel()
-        total = total + values.sum(dim=(0, 2, 3))                        # (C,)
+        total = total + values.sum(dim=(0, 2, 3))  # (C,)
         squares = squares + values.square().sum(dim=(0, 2, 3))
     mean = total.double() / count
     variance = squares.double() / count - mean.square()
@@ -32,13 +32,14 @@ def given(stats: object, in_chans: int) -> Stats:
         UserError: they are not one mean and one positive deviation per channel, in the scale of [0, 1].
     """
     try:
-        mean, std = tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))   # type: ignore[index]
+        mean, std = tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"data.stats={stats} is neither auto, null nor {{mean: [...], std: [...]}}") from None
     if not len(mean) == len(std) == in_chans:
-        raise UserError(f"data.stats has {len(mean)} means and {len(std)} deviations for {in_chans} channels: "
-                        "give one of each per channel, or set data.stats=auto")
+        raise UserError(
+            f"data.stats has {len(mean)} means and {len(std)} deviations for {in_chans} channels: "
+            "give one of each per channel, or set data.stats=auto"
+        )
     if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
-        raise UserError(f"data.stats={stats} are not of pixels in [0, 1]: divide them by 255, "
-                        "or set data.stats=auto")
+        raise UserError(f"data.stats={stats} are not of pixels in [0, 1]: divide them by 255, or set data.stats=auto")
     return Stats(mean, std)

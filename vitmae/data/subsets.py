@@ -81,5 +81,6 @@ def refuse_lost_classes(train: Part, class_names: Sequence[str] | None) -> None:
     kept = set(train.labels.unique().tolist())
     for label, count in zip(*train.images.labels.unique(return_counts=True), strict=True):
         if class_names and int(label) not in kept and label >= 0:
-            raise UserError(f"class {class_names[int(label)]} ({int(count)} images) is left without a training image: "
-                            f"{remedy}")
+            raise UserError(
+                f"class {class_names[int(label)]} ({int(count)} images) is left without a training image: {remedy}"
+            )

@@ -22,8 +22,10 @@ def read_for(data: ImageData, path: Path) -> Saved:
     saved = read_saved(path)
     channels = saved.settings["backbone"]["in_chans"]
     if data.in_chans != channels:
-        raise UserError(f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
-                        "leave data.in_chans out, and images are converted")
+        raise UserError(
+            f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
+            "leave data.in_chans out, and images are converted"
+        )
     return saved
 
 
@@ -39,7 +41,11 @@ def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split
 
 
 def choose_probes(
-    probe: Literal["all"] | Probe | Sequence[Probe], data: ImageData, saved: Saved, *, most_logistic: int,
+    probe: Literal["all"] | Probe | Sequence[Probe],
+    data: ImageData,
+    saved: Saved,
+    *,
+    most_logistic: int,
     encoder: Literal["trained", "untrained", "both"] = "trained",
 ) -> list[Probe]:
     """The probes to run, each once.
@@ -69,11 +75,14 @@ def choose_probes(
         raise UserError("probe=classifier with encoder=untrained: fresh weights have no classifier: leave one out")
     for name in names:
         if data.num_classes is None and name not in _WITHOUT_LABELS:
-            raise UserError(f"probe={name} needs labels, and these images have none: use class folders, or "
-                            "probe=collapse")
+            raise UserError(
+                f"probe={name} needs labels, and these images have none: use class folders, or probe=collapse"
+            )
     if "dense" in names and data.num_mask_classes is None:
-        raise UserError("probe=dense needs the class of every pixel: use data=shapes, or data=folder with "
-                        "data.source.masks=FOLDER data.source.num_mask_classes=K")
+        raise UserError(
+            "probe=dense needs the class of every pixel: use data=shapes, or data=folder with "
+            "data.source.masks=FOLDER data.source.num_mask_classes=K"
+        )
     return names
 
 
@@ -91,12 +100,14 @@ def require_same_classes(saved: Saved, objective: Any, data: ImageData) -> None:
     if saved.objective != "Supervised" or not saved.is_full:
         raise UserError("probe=classifier: the checkpoint has no classifier: fine-tune it with model=vit")
     theirs, ours = saved.facts.get("class_names"), data.class_names
-    if theirs is None and objective.num_classes == data.num_classes:      # it does not say, and may know no better
+    if theirs is None and objective.num_classes == data.num_classes:  # it does not say, and may know no better
         return
     if theirs is None or ours is None or list(theirs) != list(ours):
         count, names = (objective.num_classes, "") if theirs is None else (len(theirs), f" ({_first(theirs)})")
-        raise UserError(f"probe=classifier: the checkpoint knows {count} classes{names}, and the data has "
-                        f"{data.num_classes} ({_first(ours or ())}): evaluate it on the classes it was trained for")
+        raise UserError(
+            f"probe=classifier: the checkpoint knows {count} classes{names}, and the data has "
+            f"{data.num_classes} ({_first(ours or ())}): evaluate it on the classes it was trained for"
+        )
 
 
 def _first(names: Sequence[str]) -> str:

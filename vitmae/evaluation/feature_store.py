@@ -75,8 +75,12 @@ class Encoder:
             self.objective = build_objective(resized)
             report = load_weights(self.objective, str(saved.path))
             sizes = [f"{height} x {width}" for height, width in (trained_size, self.objective.backbone.img_size)]
-            _log.info("trained at %s, seen at %s: %.1f%% of the encoder interpolated, %.1f%% as it was", *sizes,
-                      100 * report.share("encoder", "resampled", "recomputed"), 100 * report.share("encoder", "loaded"))
+            _log.info(
+                "trained at %s, seen at %s: %.1f%% of the encoder interpolated, %.1f%% as it was",
+                *sizes,
+                100 * report.share("encoder", "resampled", "recomputed"),
+                100 * report.share("encoder", "loaded"),
+            )
         self.objective.eval().requires_grad_(False).to(device)
         self.backbone = self.objective.backbone
         self.backbone.use_fused_attention(device.type != "cpu" or autocast is None)
@@ -143,7 +147,7 @@ class FeatureStore:
             data=self._fingerprints[split, limit],
             transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],
             model=[type(backbone).__name__, name, backbone.num_heads, str(self.encoder.autocast), patches],
-        )  # fmt: skip
+        )
 
     def masks(self, split: Split) -> Tensor:
         """The class of every pixel of the images whose patch tokens are kept: (M, H, W) uint8.

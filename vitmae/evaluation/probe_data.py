@@ -66,7 +66,7 @@ class AugmentedFeatures:
             labels: list[Tensor] = []
             given = 0
             for part in self.sets.encoder.encode(loader):
-                vectors.append(torch.stack(list(part.pooled.values())))            # (P, b, D)
+                vectors.append(torch.stack(list(part.pooled.values())))  # (P, b, D)
                 labels.append(part.labels)
                 while sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
                     every, named = torch.cat(vectors, 1), torch.cat(labels)

@@ -21,6 +21,7 @@ from vitmae.probes.confidence import accuracy_of, wilson_interval
 
 _log = logging.getLogger(__name__)
 
+
 def _require(condition: bool, setting: str, value: object, wanted: str) -> None:
     if not condition:
         raise UserError(f"{setting}={value}: {wanted} wanted")
@@ -101,9 +102,17 @@ class Linear:
                 raise UserError("linear.augment=true trains on all training images: it needs split=test and no limit")
             batches = AugmentedFeatures(sets, len(train), min(self.batch_size, len(train)), self.epochs)
         results = linear.linear(
-            train, val, test, base_lrs=self.base_lrs, epochs=self.epochs, warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size, seed=sets.seed, device=sets.device, batches=batches,
-        )  # fmt: skip
+            train,
+            val,
+            test,
+            base_lrs=self.base_lrs,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size,
+            seed=sets.seed,
+            device=sets.device,
+            batches=batches,
+        )
         return [of_probe(sets.encoder.name, result) for result in results.values()]
 
 
@@ -157,11 +166,16 @@ class FewShot:
         most = int(train.labels.unique(return_counts=True)[1].min())
         shots = [count for count in self.shots if count <= most]
         if not shots:
-            raise UserError(f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
-                            "ask for as many, or raise data.train_fraction")
+            raise UserError(
+                f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
+                "ask for as many, or raise data.train_fraction"
+            )
         if left_out := sorted(set(self.shots) - set(shots)):
-            _log.info("few-shot: %s shots are left out, the smallest class has %d training images",
-                      ", ".join(map(str, left_out)), most)
+            _log.info(
+                "few-shot: %s shots are left out, the smallest class has %d training images",
+                ", ".join(map(str, left_out)),
+                most,
+            )
         results = fewshot.fewshot(train, test, shots=shots, seeds=self.seeds, l2=self.l2)
         return [of_probe(sets.encoder.name, result) for by_shots in results.values() for result in by_shots.values()]
 
@@ -192,9 +206,15 @@ class Attentive:
     def run(self, sets: Sets) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
         result = attentive.attentive(
-            *sets.features(patches=True), num_heads=self.num_heads, base_lrs=self.base_lrs, epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs, batch_size=self.batch_size, seed=sets.seed, device=sets.device,
-        )  # fmt: skip
+            *sets.features(patches=True),
+            num_heads=self.num_heads,
+            base_lrs=self.base_lrs,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size,
+            seed=sets.seed,
+            device=sets.device,
+        )
         return [of_probe(sets.encoder.name, result)]
 
 
@@ -221,11 +241,27 @@ class Dense:
     def run(self, sets: Sets) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
         result = dense.dense(
-            *sets.segmented(), base_lrs=self.base_lrs, epochs=self.epochs, warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size, seed=sets.seed, device=sets.device,
-        )  # fmt: skip
-        return [Score(sets.encoder.name, "dense", "patches", "mean IoU", result.mean_iou, result.num_images,
-                      result.interval, dict(result.setting), dict(result.validation))]  # fmt: skip
+            *sets.segmented(),
+            base_lrs=self.base_lrs,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size,
+            seed=sets.seed,
+            device=sets.device,
+        )
+        return [
+            Score(
+                sets.encoder.name,
+                "dense",
+                "patches",
+                "mean IoU",
+                result.mean_iou,
+                result.num_images,
+                result.interval,
+                dict(result.setting),
+                dict(result.validation),
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -256,5 +292,14 @@ class Classifier:
             labels.append(batch.labels.cpu())
         count = sum(map(len, labels))
         accuracy = accuracy_of(torch.cat(predicted), torch.cat(labels))
-        return [Score(encoder.name, "classifier", encoder.objective.pool, "accuracy", accuracy, count,
-                      wilson_interval(accuracy, count))]  # fmt: skip
+        return [
+            Score(
+                encoder.name,
+                "classifier",
+                encoder.objective.pool,
+                "accuracy",
+                accuracy,
+                count,
+                wilson_interval(accuracy, count),
+            )
+        ]

@@ -58,17 +58,34 @@ class Score:
             value += f" ± {100 * mean_std(self.per_seed)[1]:.1f}"
         value += " %" if share else ""
         low_high = f"{100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f}" if self.interval else ""
-        values = (self.encoder, self.probe, self.pooling, setting + " *" * self.is_chosen, self.metric, value, low_high,
-                  str(self.num_images))  # fmt: skip
+        values = (
+            self.encoder,
+            self.probe,
+            self.pooling,
+            setting + " *" * self.is_chosen,
+            self.metric,
+            value,
+            low_high,
+            str(self.num_images),
+        )
         return dict(zip(COLUMNS, values, strict=True))
 
 
 def of_probe(encoder: str, result: ProbeResult, *, is_chosen: bool = False) -> Score:
     """A probe's own record, as a score."""
     return Score(
-        encoder, result.probe, result.pooling, "accuracy", result.accuracy, result.num_images, result.interval,
-        dict(result.setting), dict(result.validation), result.per_seed, is_chosen,
-    )  # fmt: skip
+        encoder,
+        result.probe,
+        result.pooling,
+        "accuracy",
+        result.accuracy,
+        result.num_images,
+        result.interval,
+        dict(result.setting),
+        dict(result.validation),
+        result.per_seed,
+        is_chosen,
+    )
 
 
 def as_table(scores: Sequence[Score]) -> Table:
@@ -88,8 +105,20 @@ def as_csv(scores: Sequence[Score]) -> str:
     writer.writerow(("encoder", "probe", "pooling", "setting", "metric", "value", "low", "high", "images", "chosen"))
     for score in scores:
         low, high = score.interval or ("", "")
-        writer.writerow((score.encoder, score.probe, score.pooling, json.dumps(dict(score.setting)), score.metric,
-                         score.value, low, high, score.num_images, score.is_chosen))  # fmt: skip
+        writer.writerow(
+            (
+                score.encoder,
+                score.probe,
+                score.pooling,
+                json.dumps(dict(score.setting)),
+                score.metric,
+                score.value,
+                low,
+                high,
+                score.num_images,
+                score.is_chosen,
+            )
+        )
     return text.getvalue()
 
 
@@ -107,7 +136,7 @@ def write(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {**about, "scores": [_plain(score) for score in scores]}
     texts = {".json": json.dumps(content, indent=2), ".md": as_markdown(as_table(scores)), ".csv": as_csv(scores)}
-    paths = [path.with_suffix(suffix) for suffix in reversed(texts)]       # the JSON file, which is looked for, last
+    paths = [path.with_suffix(suffix) for suffix in reversed(texts)]  # the JSON file, which is looked for, last
     for file in paths:
         with atomic_write(file) as stream:
             stream.write(texts[file.suffix].encode())
@@ -122,9 +151,17 @@ def read(path: Path) -> tuple[list[Score], dict[str, Any]]:
     """
     try:
         content = json.loads(path.read_text())
-        scores = [Score(**{**score, "interval": tuple(score["interval"]) if score["interval"] else None,
-                           "value": math.nan if score["value"] is None else score["value"],
-                           "per_seed": tuple(score["per_seed"])}) for score in content.pop("scores")]  # fmt: skip
+        scores = [
+            Score(
+                **{
+                    **score,
+                    "interval": tuple(score["interval"]) if score["interval"] else None,
+                    "value": math.nan if score["value"] is None else score["value"],
+                    "per_seed": tuple(score["per_seed"]),
+                }
+            )
+            for score in content.pop("scores")
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no evaluation: {error}") from error
     return scores, content

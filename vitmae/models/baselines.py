@@ -35,8 +35,8 @@ def regression_baselines(visible: Tensor, hidden: Tensor, mean_patch: Tensor, ch
         mean_patch: (P,) from `mean_over_patches`.
         channels: C; the last axis of P runs over channels fastest.
     """
-    colour = visible.reshape(len(visible), -1, channels).mean(dim=1)         # (B, C)
-    colour = colour.repeat(1, hidden.shape[2] // channels)[:, None]          # (B, 1, P)
+    colour = visible.reshape(len(visible), -1, channels).mean(dim=1)  # (B, C)
+    colour = colour.repeat(1, hidden.shape[2] // channels)[:, None]  # (B, 1, P)
     return {
         "loss_mean_patch": (hidden - mean_patch).square().mean(),
         "loss_visible_mean": (hidden - colour).square().mean(),
@@ -62,11 +62,11 @@ def classification_baselines(visible: Tensor, hidden: Tensor, frequencies: Tenso
         hidden: (B, k, M) classes.
         frequencies: (K,) from `class_frequencies`.
     """
-    seen, asked = visible.flatten(1), hidden.flatten(1)                      # (B, n * M), (B, k * M)
-    counts = F.one_hot(seen, len(frequencies)).sum(dim=1)                    # (B, K)
+    seen, asked = visible.flatten(1), hidden.flatten(1)  # (B, n * M), (B, k * M)
+    counts = F.one_hot(seen, len(frequencies)).sum(dim=1)  # (B, K)
     predictions = visible.shape[2]
     weight = _PSEUDO_PATCHES * predictions
-    in_image = (counts + weight * frequencies) / (seen.shape[1] + weight)    # (B, K)
+    in_image = (counts + weight * frequencies) / (seen.shape[1] + weight)  # (B, K)
     return {
         "loss_mean_patch": -frequencies.log()[asked].mean(),
         "loss_visible_mean": -in_image.log().gather(1, asked).mean(),

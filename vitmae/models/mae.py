@@ -81,7 +81,7 @@ class MAE(Objective):
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of the paper: squared error, averaged over the hidden patches of the batch."""
-        images = self.normalize(batch.images)                                # (B, C, H, W)
+        images = self.normalize(batch.images)  # (B, C, H, W)
         mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
         metrics = {"loss": self.loss(images, mask)}
         return metrics if self.training else metrics | self.baselines(images, mask)
@@ -98,7 +98,7 @@ class MAE(Objective):
 
     def loss(self, images: Tensor, mask: Mask) -> Tensor:
         """Mean squared error on hidden patches: normalised images (B, C, H, W) -> scalar."""
-        target = self.target(images, mask.ids_hide)                          # (B, N - n, P)
+        target = self.target(images, mask.ids_hide)  # (B, N - n, P)
         pred = self.decoder(self.encode(images, mask), mask, mask.ids_hide)  # (B, N - n, P)
         return (pred.to(target.dtype) - target).square().mean()
 
@@ -109,9 +109,9 @@ class MAE(Objective):
 
     def encode(self, images: Tensor, mask: Mask) -> Tensor:
         """Encode the visible patches and nothing else: (B, C, H, W) -> (B, prefix + n, D)."""
-        tokens = self.backbone.patch_embed(images, mask.ids_keep)            # (B, n, D)
+        tokens = self.backbone.patch_embed(images, mask.ids_keep)  # (B, n, D)
         tokens = tokens + gather_tokens(self.backbone.pos_embed, mask.ids_keep)
-        return self.backbone.encode(tokens)                                  # (B, prefix + n, D)
+        return self.backbone.encode(tokens)  # (B, prefix + n, D)
 
     def reconstruct(self, images: Tensor, mask: Mask | Tensor) -> Tensor:
         """Predict every patch from the visible ones: (B, C, H, W) -> (B, N, P), in the target's own units.
@@ -119,14 +119,16 @@ class MAE(Objective):
         `mask` may be a user's own: bool (B, N) or (B, grid_h, grid_w), True means hidden.
         """
         mask = self._own_mask(mask)
-        return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))     # (B, N, P)
+        return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))  # (B, N, P)
 
     def _own_mask(self, mask: Mask | Tensor) -> Mask:
         """A user's mask, which must be for this grid."""
         own = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
         if own.mask.shape[1] != self.backbone.num_patches:
-            raise UserError(f"a mask of {own.mask.shape[1]} patches does not fit this model: it has "
-                            f"{self.backbone.num_patches}, {self.backbone.grid_size[0]}x{self.backbone.grid_size[1]}")
+            raise UserError(
+                f"a mask of {own.mask.shape[1]} patches does not fit this model: it has "
+                f"{self.backbone.num_patches}, {self.backbone.grid_size[0]}x{self.backbone.grid_size[1]}"
+            )
         return own
 
     @torch.no_grad()
@@ -140,20 +142,27 @@ class MAE(Objective):
             mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
         mask = self._own_mask(mask)
         images = self.normalize(batch.images)
-        pred = self.reconstruct(images, mask).float()                        # (B, N, P)
+        pred = self.reconstruct(images, mask).float()  # (B, N, P)
         patches = patchify(images, self.backbone.patch_size)
         if self.norm_pix_loss:
-            visible = gather_tokens(patches, mask.ids_keep)                  # (B, n, P)
+            visible = gather_tokens(patches, mask.ids_keep)  # (B, n, P)
             contrast = visible.std(dim=2).mean(dim=1)[:, None, None]
             pred = pred * contrast + visible.mean(dim=(1, 2), keepdim=True)
         grid_size, patch_size = self.backbone.grid_size, self.backbone.patch_size
-        hidden = paint(mask.mask[..., None].float(), grid_size, patch_size) > 0          # (B, 1, H, W)
+        hidden = paint(mask.mask[..., None].float(), grid_size, patch_size) > 0  # (B, 1, H, W)
         prediction = self.unnormalize(unpatchify(pred, grid_size, patch_size)).clamp(0, 1)
         original = batch.images.float() / 255
-        target = ("target: patches standardised by their own mean and variance (norm_pix_loss), "
-                  "shown at the mean and contrast of the visible patches") if self.norm_pix_loss else "target: pixels"
-        return Panel(original, torch.where(hidden, 0.5, original), prediction,
-                     torch.where(hidden, prediction, original), target)
+        target = (
+            (
+                "target: patches standardised by their own mean and variance (norm_pix_loss), "
+                "shown at the mean and contrast of the visible patches"
+            )
+            if self.norm_pix_loss
+            else "target: pixels"
+        )
+        return Panel(
+            original, torch.where(hidden, 0.5, original), prediction, torch.where(hidden, prediction, original), target
+        )
 
 
 class Decoder(nn.Module):
@@ -170,8 +179,10 @@ class Decoder(nn.Module):
         depth = depth or (8 if as_paper else 4)
         num_heads = num_heads or (16 if as_paper else backbone.num_heads)
         if embed_dim % num_heads or (fixed_positions and embed_dim % 4):
-            raise UserError(f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads="
-                            f"{num_heads} and, with fixed positions, by 4")
+            raise UserError(
+                f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads="
+                f"{num_heads} and, with fixed positions, by 4"
+            )
         self.num_prefix_tokens = backbone.num_prefix_tokens
         self.embed = nn.Linear(backbone.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -194,10 +205,10 @@ class Decoder(nn.Module):
         The last block computes these patches and no others.
         """
         prefix = self.num_prefix_tokens
-        tokens = self.embed(latent)                                          # (B, prefix + n, E)
-        hidden = self.mask_token.to(tokens.dtype).expand(*mask.ids_hide.shape, -1)       # (B, N - n, E)
+        tokens = self.embed(latent)  # (B, prefix + n, E)
+        hidden = self.mask_token.to(tokens.dtype).expand(*mask.ids_hide.shape, -1)  # (B, N - n, E)
         first = torch.arange(prefix, device=tokens.device).expand(len(tokens), -1)
-        order = torch.cat([first, prefix + mask.ids_restore], dim=1)         # (B, prefix + N)
-        tokens = gather_tokens(torch.cat([tokens, hidden], dim=1), order)    # (B, prefix + N, E)
+        order = torch.cat([first, prefix + mask.ids_restore], dim=1)  # (B, prefix + N)
+        tokens = gather_tokens(torch.cat([tokens, hidden], dim=1), order)  # (B, prefix + N, E)
         tokens = self.blocks[:-1](tokens + self.pos_embed)
         return self.pred(self.norm(read_tokens(self.blocks[-1], tokens, prefix + ids)))  # (B, k, P)

@@ -68,11 +68,15 @@ class MaskedPatch(Objective):
         self.mask_ratio, self.target_kind = mask_ratio, target
         self.num_classes = _LEVELS**backbone.in_chans
         if target != "pixels" and backbone.in_chans > 4:
-            raise UserError(f"model.target={target} has 8^C classes, too many for {backbone.in_chans} channels: "
-                            "use model.target=pixels")
+            raise UserError(
+                f"model.target={target} has 8^C classes, too many for {backbone.in_chans} channels: "
+                "use model.target=pixels"
+            )
         if target == "downsampled_color" and min(backbone.patch_size) < _CELLS:
-            raise UserError(f"model.target=downsampled_color needs patches of 4 pixels and more, not "
-                            f"{backbone.patch_size[0]}x{backbone.patch_size[1]}: use model.target=mean_color")
+            raise UserError(
+                f"model.target=downsampled_color needs patches of 4 pixels and more, not "
+                f"{backbone.patch_size[0]}x{backbone.patch_size[1]}: use model.target=mean_color"
+            )
         num_outputs = {
             "mean_color": self.num_classes,
             "downsampled_color": _CELLS * _CELLS * self.num_classes,
@@ -90,12 +94,12 @@ class MaskedPatch(Objective):
         """Loss and, where the target is a class, accuracy over the corrupted patches of the batch."""
         corruption = draw_corruption(batch.keys, self.backbone.num_patches, self.mask_ratio)
         logits = self.predict(self.normalize(batch.images), corruption, corruption.ids).float()
-        target = self.target(batch.images)                                   # (B, N, M) or (B, N, P)
-        wanted = gather_tokens(target, corruption.ids)                       # (B, k, M) or (B, k, P)
+        target = self.target(batch.images)  # (B, N, M) or (B, N, P)
+        wanted = gather_tokens(target, corruption.ids)  # (B, k, M) or (B, k, P)
         if self.target_kind == "pixels":
             metrics = {"loss": (logits - wanted).square().mean()}
         else:
-            logits = logits.unflatten(2, (-1, self.num_classes))             # (B, k, M, K)
+            logits = logits.unflatten(2, (-1, self.num_classes))  # (B, k, M, K)
             metrics = {
                 "loss": F.cross_entropy(logits.flatten(0, 2), wanted.flatten()),
                 "acc1": (logits.argmax(dim=-1) == wanted).float().mean(),
@@ -104,7 +108,7 @@ class MaskedPatch(Objective):
 
     def predict(self, images: Tensor, corruption: Corruption, ids: Tensor) -> Tensor:
         """The head's output at `ids`: normalised images (B, C, H, W), ids (B, k) -> (B, k, outputs)."""
-        tokens = self.backbone.patch_embed(images)                           # (B, N, D)
+        tokens = self.backbone.patch_embed(images)  # (B, N, D)
         tokens = corrupt(tokens, corruption, self.mask_token) + self.backbone.pos_embed
         return self.head(self.backbone.encode(tokens, self.backbone.num_prefix_tokens + ids))
 
@@ -116,15 +120,15 @@ class MaskedPatch(Objective):
             return patchify(images, self.backbone.patch_size)
         cells = _CELLS if self.target_kind == "downsampled_color" else 1
         colors = F.interpolate(images, size=(grid_h * cells, grid_w * cells), mode="area")
-        levels = (colors * _LEVELS).floor().clamp(max=_LEVELS - 1).long()    # (B, C, grid_h * cells, grid_w * cells)
+        levels = (colors * _LEVELS).floor().clamp(max=_LEVELS - 1).long()  # (B, C, grid_h * cells, grid_w * cells)
         classes = levels[:, :1] * 0
         for channel in range(levels.shape[1]):
             classes = classes * _LEVELS + levels[:, channel : channel + 1]
-        return patchify(classes, (cells, cells))                             # (B, N, M)
+        return patchify(classes, (cells, cells))  # (B, N, M)
 
     def baselines(self, target: Tensor, corruption: Corruption, wanted: Tensor) -> dict[str, Tensor]:
         """The loss of two trivial predictions on the same corrupted patches."""
-        intact = (~corruption.mask).nonzero()[:, 1].view(len(target), -1)    # (B, N - k)
+        intact = (~corruption.mask).nonzero()[:, 1].view(len(target), -1)  # (B, N - k)
         visible = gather_tokens(target, intact)
         if self.target_kind == "pixels":
             return regression_baselines(visible, wanted, self.constant, self.backbone.in_chans)
@@ -133,8 +137,9 @@ class MaskedPatch(Objective):
     def learn_baselines(self, batches: Iterable[Batch]) -> None:
         """Measure the mean patch, or how often each class occurs, in the training set."""
         targets = (self.target(batch.images) for batch in batches)
-        constant = (mean_over_patches(targets) if self.target_kind == "pixels"
-                    else class_frequencies(targets, self.num_classes))
+        constant = (
+            mean_over_patches(targets) if self.target_kind == "pixels" else class_frequencies(targets, self.num_classes)
+        )
         self.constant.copy_(constant)
 
     @torch.no_grad()
@@ -143,9 +148,9 @@ class MaskedPatch(Objective):
         backbone = self.backbone
         corruption = draw_corruption(batch.keys, backbone.num_patches, self.mask_ratio)
         ids = torch.arange(backbone.num_patches, device=batch.images.device).expand(len(batch.images), -1)
-        output = self.predict(self.normalize(batch.images), corruption, ids).float()     # (B, N, outputs)
+        output = self.predict(self.normalize(batch.images), corruption, ids).float()  # (B, N, outputs)
         original = batch.images.float() / 255
-        patches = patchify(original, backbone.patch_size)                    # (B, N, P)
+        patches = patchify(original, backbone.patch_size)  # (B, N, P)
         seen = gather_tokens(patches, corruption.source).masked_fill(corruption.masked[..., None], 0.5)
         pred = output.clamp(0, 1) if self.target_kind == "pixels" else self._colors(output)
         pasted = torch.where(corruption.mask[..., None], pred, patches)
@@ -154,10 +159,10 @@ class MaskedPatch(Objective):
 
     def _colors(self, output: Tensor) -> Tensor:
         """Logits (B, N, M * K) -> the colour of the likeliest bins, as patches (B, N, P)."""
-        classes = output.unflatten(2, (-1, self.num_classes)).argmax(dim=-1)             # (B, N, M)
+        classes = output.unflatten(2, (-1, self.num_classes)).argmax(dim=-1)  # (B, N, M)
         channels = self.backbone.in_chans
         divisors = [_LEVELS ** (channels - 1 - channel) for channel in range(channels)]
-        levels = torch.stack([classes // divisor % _LEVELS for divisor in divisors], dim=-1)      # (B, N, M, C)
+        levels = torch.stack([classes // divisor % _LEVELS for divisor in divisors], dim=-1)  # (B, N, M, C)
         cells = _CELLS if self.target_kind == "downsampled_color" else 1
         miniature = unpatchify(((levels + 0.5) / _LEVELS).flatten(2), self.backbone.grid_size, (cells, cells))
         return patchify(F.interpolate(miniature, size=self.backbone.img_size, mode="nearest"), self.backbone.patch_size)

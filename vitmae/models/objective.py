@@ -58,8 +58,9 @@ class Objective(LightningModule):
     def __init__(self, backbone: Backbone, optimizer: Recipe, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not len(mean) == len(std) == backbone.in_chans:
-            raise UserError(f"the statistics have {len(mean)} channels and the images {backbone.in_chans}: "
-                            "set data.stats=auto")
+            raise UserError(
+                f"the statistics have {len(mean)} channels and the images {backbone.in_chans}: set data.stats=auto"
+            )
         self.backbone = backbone
         self.optimizer = optimizer
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
@@ -116,8 +117,9 @@ class Objective(LightningModule):
 
     def _log_held_out(self, split: str, batch: Batch) -> None:
         values = {f"{split}/{name}": value for name, value in self.measure(batch).items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True,
-                      add_dataloader_idx=False)
+        self.log_dict(
+            values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True, add_dataloader_idx=False
+        )
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, for layer decay: the backbone's own count, and the full rate for all else."""

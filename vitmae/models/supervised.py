@@ -92,10 +92,10 @@ class Supervised(Objective):
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""
-        images = self.normalize(batch.images)                                # (B, C, H, W)
+        images = self.normalize(batch.images)  # (B, C, H, W)
         if self.training:
             images, target = self.mix(images, batch.labels)
-            logits = self(images).to(images.dtype)                                    # (B, K)
+            logits = self(images).to(images.dtype)  # (B, K)
             return {"loss": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
         logits = self(images).to(images.dtype)
         return {
@@ -116,18 +116,18 @@ class Supervised(Objective):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> logits (B, K)."""
-        cls = images.new_zeros(len(images), 1, dtype=torch.long) if self.pool == "cls" else None     # all that is read
+        cls = images.new_zeros(len(images), 1, dtype=torch.long) if self.pool == "cls" else None  # all that is read
         return self.head(self.pooled(self.backbone(images, cls)))
 
     def pooled(self, latent: Tensor) -> Tensor:
         """One vector per image: (B, prefix + N, D) -> (B, D)."""
         if self.pool == "cls":
             return latent[:, 0]
-        patches = latent[:, self.backbone.num_prefix_tokens :]               # (B, N, D)
+        patches = latent[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
         return self.fc_norm(patches.mean(dim=1)) if self.pool == "avg" else self.attn_pool(patches)
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Share of images whose label is among the k likeliest classes: (B, K), (B,) -> scalar in [0, 1]."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices               # (B, k)
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (B, k)
     return (best == labels[:, None]).any(dim=1).float().mean()

@@ -57,8 +57,13 @@ def curves_figure(
         for method, seeds in by_method.items():
             colour = COLOURS[methods.index(method) % len(COLOURS)]
             for number, points in enumerate(seeds):
-                axis.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=colour,
-                          label=method if number == 0 else None)  # fmt: skip
+                axis.plot(
+                    *zip(*points, strict=True),
+                    marker=".",
+                    linewidth=1,
+                    color=colour,
+                    label=method if number == 0 else None,
+                )
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=8)

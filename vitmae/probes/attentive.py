@@ -63,10 +63,10 @@ class AttentiveHead(nn.Module):
         """Classify: (B, N, D) -> (B, K)."""
         tokens = self.standardize(tokens)
         query = torch.einsum("he,hed->hd", self.query, self.key) / math.sqrt(self.query.shape[1])
-        attention = torch.einsum("bnd,hd->bhn", tokens, query).softmax(2)    # (B, h, N)
-        seen = attention @ tokens                                            # (B, h, D)
-        latent = torch.einsum("bhd,hed->bhe", seen, self.value).flatten(1)   # (B, D)
-        return functional.linear(latent, self.weight, self.bias)             # (B, K)
+        attention = torch.einsum("bnd,hd->bhn", tokens, query).softmax(2)  # (B, h, N)
+        seen = attention @ tokens  # (B, h, D)
+        latent = torch.einsum("bhd,hed->bhe", seen, self.value).flatten(1)  # (B, D)
+        return functional.linear(latent, self.weight, self.bias)  # (B, K)
 
 
 def attentive(
@@ -106,9 +106,7 @@ def attentive(
     if num_heads is None:
         num_heads = width // 64 if width % 64 == 0 else 1
     standardize = Standardize(patches[0])
-    heads = [
-        AttentiveHead(standardize, train.num_classes, num_heads, seed).to(device) for _ in base_lrs
-    ]
+    heads = [AttentiveHead(standardize, train.num_classes, num_heads, seed).to(device) for _ in base_lrs]
     fit_on_tokens(
         heads,
         patches[0],

@@ -53,9 +53,9 @@ def rankme(vectors: Tensor, eps: float = 1e-7) -> float:
     """
     images, width = vectors.shape
     if images < width:
-        gram = vectors.double() @ vectors.double().T                         # (M, M)
+        gram = vectors.double() @ vectors.double().T  # (M, M)
     else:
-        gram = vectors.new_zeros(width, width, dtype=torch.float64)          # (D, D)
+        gram = vectors.new_zeros(width, width, dtype=torch.float64)  # (D, D)
         for rows in vectors.split(_ROWS):
             gram += rows.double().T @ rows.double()
     if not torch.isfinite(gram).all():
@@ -74,7 +74,7 @@ def feature_std(vectors: Tensor) -> float:
     1 / sqrt(D) where the features spread evenly in all directions, 0 where they have collapsed to one
     (SimSiam, https://arxiv.org/abs/2011.10566, §4.1); nan where one is not finite.
     """
-    total = vectors.new_zeros(2, vectors.shape[1], dtype=torch.float64)      # sum and sum of squares, (2, D)
+    total = vectors.new_zeros(2, vectors.shape[1], dtype=torch.float64)  # sum and sum of squares, (2, D)
     for rows in vectors.split(_ROWS):
         unit = functional.normalize(rows.double())
         total += torch.stack([unit.sum(0), unit.square().sum(0)])

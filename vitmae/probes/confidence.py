@@ -118,7 +118,7 @@ def bootstrap_ratio_interval(
     images = len(numerators)
     ratios = []
     for drawn in torch.randint(images, (resamples, images), generator=generator(*key, "bootstrap")):
-        weights = drawn.bincount(minlength=images).double()                  # (M,): how often each was drawn
+        weights = drawn.bincount(minlength=images).double()  # (M,): how often each was drawn
         ratios.append((weights @ numerators.double() / (weights @ denominators.double())).nanmean())
     low, high = torch.stack(ratios).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -88,8 +88,8 @@ class DenseHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits per pixel: (B, N, D) -> (B, K, H, W)."""
         tokens = self.standardize(tokens)
-        logits = functional.linear(tokens, self.weight, self.bias)           # (B, N, K)
-        logits = logits.transpose(1, 2).unflatten(2, self.grid_size)         # (B, K, grid_h, grid_w)
+        logits = functional.linear(tokens, self.weight, self.bias)  # (B, N, K)
+        logits = logits.transpose(1, 2).unflatten(2, self.grid_size)  # (B, K, grid_h, grid_w)
         return functional.interpolate(logits, self.mask_size, mode="bilinear", align_corners=False)
 
 
@@ -143,7 +143,7 @@ def dense(
     )
     validation = [mean_iou(*overlaps(head, val)[:2]) for head in heads]
     chosen = validation.index(max(validation))
-    intersection, union, counted = overlaps(heads[chosen], test)             # (M, K), (M, K), (M,)
+    intersection, union, counted = overlaps(heads[chosen], test)  # (M, K), (M, K), (M,)
     return DenseResult(
         mean_iou=mean_iou(intersection, union),
         interval=bootstrap_ratio_interval(intersection, union, seed, "dense"),
@@ -171,9 +171,9 @@ def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor, Tenso
     outputs = predict_on_tokens(head, require_patches(part.features))
     for logits, masks in zip(outputs, part.masks.split(ROWS), strict=True):
         num_classes = logits.shape[1]
-        predicted, actual = logits.argmax(1).cpu(), masks.cpu().long()       # (b, H, W)
+        predicted, actual = logits.argmax(1).cpu(), masks.cpu().long()  # (b, H, W)
         counts = actual != IGNORED
-        shared = _count(actual, counts & (predicted == actual), num_classes) # (b, K)
+        shared = _count(actual, counts & (predicted == actual), num_classes)  # (b, K)
         intersections.append(shared)
         unions.append(_count(actual, counts, num_classes) + _count(predicted, counts, num_classes) - shared)
         counted.append(counts.sum((1, 2)))

@@ -158,11 +158,11 @@ def extract_batches(
         enabled = autocast is not None
         # not inference mode: its tensors cannot be saved for a head's backward pass
         with _evaluating(backbone), torch.no_grad(), torch.autocast(device.type, autocast, enabled):
-            latent = backbone(normalize(images))                             # (B, prefix + N, D)
+            latent = backbone(normalize(images))  # (B, prefix + N, D)
         latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
         if not torch.isfinite(latent).all():
             raise UserError("the backbone's features are not finite: take an earlier checkpoint")
-        tokens = latent[:, backbone.num_prefix_tokens :]                     # (B, N, D)
+        tokens = latent[:, backbone.num_prefix_tokens :]  # (B, N, D)
         pooled = {"cls": latent[:, 0], "avg": tokens.mean(1)}
         yield Features(
             {pooling: pooled[pooling].to("cpu", dtype, copy=True) for pooling in poolings},
@@ -204,7 +204,7 @@ def stratified_split(labels: Tensor, fraction: float, *key: int | str) -> tuple[
     """
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
-        ids = (labels == label).nonzero()[:, 0]                              # (images of the class,)
+        ids = (labels == label).nonzero()[:, 0]  # (images of the class,)
         count = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
         held_out[ids[permutation(len(ids), *key, "split", label)[:count]]] = True
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]

@@ -61,14 +61,14 @@ def fit_ridge(vectors: Tensor, labels: Tensor, num_classes: int, l2: float = L2)
         l2: the penalty on the sum of squares of W, the bias row included.
     """
     vectors = vectors.cpu().double()
-    mean, std = vectors.mean(0), vectors.std(0, correction=0) + 1e-5         # (D,)
-    features = _with_bias((vectors - mean) / std)                            # (S, D + 1)
+    mean, std = vectors.mean(0), vectors.std(0, correction=0) + 1e-5  # (D,)
+    features = _with_bias((vectors - mean) / std)  # (S, D + 1)
     targets = 2.0 * torch.nn.functional.one_hot(labels.cpu(), num_classes).double() - 1.0
     if features.shape[0] >= features.shape[1]:
-        eigenvalues, basis = torch.linalg.eigh(features.T @ features)        # (D + 1,), (D + 1, D + 1)
+        eigenvalues, basis = torch.linalg.eigh(features.T @ features)  # (D + 1,), (D + 1, D + 1)
         right, left = basis.T @ (features.T @ targets), basis
     else:
-        eigenvalues, basis = torch.linalg.eigh(features @ features.T)        # (S,), (S, S)
+        eigenvalues, basis = torch.linalg.eigh(features @ features.T)  # (S,), (S, S)
         right, left = basis.T @ targets, features.T @ basis
     return Ridge(mean, std, (left / (eigenvalues + l2)) @ right)
 

@@ -30,9 +30,7 @@ def check_sweep(base_lrs: Sequence[float], epochs: int, warmup_epochs: int) -> N
     if not base_lrs:
         raise UserError("a probe needs a learning rate: give base_lrs at least one")
     if not 0 <= warmup_epochs < epochs:
-        raise UserError(
-            f"a probe of {epochs} epochs cannot warm up for {warmup_epochs}: choose fewer warm-up epochs"
-        )
+        raise UserError(f"a probe of {epochs} epochs cannot warm up for {warmup_epochs}: choose fewer warm-up epochs")
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
@@ -99,8 +97,8 @@ def fit_on_tokens(
     )
     device = next(heads[0].parameters()).device
     for ids in epoch_batches(len(patches), batch_size, epochs, *key):
-        tokens = patches[ids].to(device, torch.float32)                      # (B, N, D)
-        expected = targets[ids].to(device)                                   # (B, ...)
+        tokens = patches[ids].to(device, torch.float32)  # (B, N, D)
+        expected = targets[ids].to(device)  # (B, ...)
         optimizer.zero_grad()
         for head in heads:  # one by one, so that the outputs of one head only are in memory
             loss(head(tokens), expected).backward()

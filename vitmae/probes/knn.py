@@ -106,8 +106,8 @@ def predict(
     for similarity, indices in _neighbours(
         queries, bank, k=ks[-1], num_classes=num_classes, memory=memory, device=device
     ):
-        weights = (similarity.double() / temperature).exp()                  # (q, k)
-        votes = weights.new_zeros(len(weights), num_classes)                 # (q, K)
+        weights = (similarity.double() / temperature).exp()  # (q, k)
+        votes = weights.new_zeros(len(weights), num_classes)  # (q, K)
         counted = 0
         for k in ks:
             votes.scatter_add_(1, labels[indices[:, counted:k]], weights[:, counted:k])
@@ -194,17 +194,17 @@ def _neighbours(
     )
     whole = _unit(bank, dtype, device) if columns >= len(bank) else None
     for first in range(0, len(queries), rows):
-        block = _unit(queries[first : first + rows], dtype, device)          # (q, D)
+        block = _unit(queries[first : first + rows], dtype, device)  # (q, D)
         best, indices = block.new_empty(0), block.new_empty(0, dtype=torch.int64)
         for start in range(0, len(bank), columns):
             tile = _unit(bank[start : start + columns], dtype, device) if whole is None else whole
             with _full_precision(block.device):
-                similarity = block @ tile.T                                  # (q, m)
+                similarity = block @ tile.T  # (q, m)
             near, ids = _largest(similarity, k)
             del similarity
             if start:
                 # what came before has the lower indices and stands first: ties stay in the order of the bank
-                near, chosen = _largest(torch.cat([best, near], 1), k)       # (q, k)
+                near, chosen = _largest(torch.cat([best, near], 1), k)  # (q, k)
                 ids = torch.cat([indices, ids + start], 1).gather(1, chosen)
             best, indices = near, ids
         yield best, indices
@@ -228,12 +228,12 @@ def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = values.shape[1]
     # counting takes a few bytes per pair: a share of the rows at a time keeps it within the byte set aside
     for rows in tied.split(max(len(similarity) // 16, 1)):
-        row = similarity[rows]                                               # (r, m)
+        row = similarity[rows]  # (r, m)
         last = values[rows, -1:]
         above, equal = row > last, row == last
         places = k - above.sum(1, keepdim=True)
         kept = above | equal & (equal.cumsum(1, dtype=torch.int32) <= places)
-        ids = kept.nonzero()[:, 1].view(-1, k)                               # (r, k), ascending
+        ids = kept.nonzero()[:, 1].view(-1, k)  # (r, k), ascending
         order = row.gather(1, ids).argsort(dim=1, descending=True, stable=True)
         columns[rows] = ids.gather(1, order)
         values[rows] = row.gather(1, columns[rows])

@@ -66,8 +66,8 @@ class LinearHeads(nn.Module):
         self.norm = nn.BatchNorm1d(stack[0] * num_features, eps=1e-6, momentum=None, affine=False)
         initial = torch.empty(num_features, num_classes)
         nn.init.trunc_normal_(initial, std=0.01, a=-0.02, b=0.02, generator=generator(seed, "linear"))
-        self.weight = nn.Parameter(initial.expand(*stack, -1, -1).clone())   # (P, L, D, K)
-        self.bias = nn.Parameter(torch.zeros(*stack, 1, num_classes))        # (P, L, 1, K)
+        self.weight = nn.Parameter(initial.expand(*stack, -1, -1).clone())  # (P, L, D, K)
+        self.bias = nn.Parameter(torch.zeros(*stack, 1, num_classes))  # (P, L, 1, K)
 
     def normalize(self, features: Tensor) -> Tensor:
         """Batch norm of each pooling: (P, B, D) -> (P, B, D)."""
@@ -105,11 +105,11 @@ def fit_heads(
     optimizer = _lars(heads, [base_lr * batch_size / 256 for base_lr in heads.base_lrs])
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup_steps))
     for features, labels in batches:
-        normalized = heads.normalize(features)                               # (P, B, D)
+        normalized = heads.normalize(features)  # (P, B, D)
         for first in range(0, len(labels), heads.rows_at_a_time()):
             rows = slice(first, first + heads.rows_at_a_time())
-            logits = heads.classify(normalized[:, rows])                     # (P, L, b, K)
-            targets = labels[rows].expand(*logits.shape[:3]).flatten()       # (P * L * b,)
+            logits = heads.classify(normalized[:, rows])  # (P, L, b, K)
+            targets = labels[rows].expand(*logits.shape[:3]).flatten()  # (P * L * b,)
             loss = functional.cross_entropy(logits.flatten(0, 2), targets, reduction="sum")
             (loss / len(labels)).backward()
         optimizer.step()
@@ -184,7 +184,7 @@ def choose_and_test(heads: LinearHeads, val: Features, test: Features) -> dict[s
         UserError: if labels are missing.
     """
     require_labels(val, test)
-    validated, tested = _predict(heads, val), _predict(heads, test)          # (P, L, M)
+    validated, tested = _predict(heads, val), _predict(heads, test)  # (P, L, M)
     results = {}
     for index, pooling in enumerate(heads.poolings):
         accuracies = [accuracy_of(predicted, val.labels) for predicted in validated[index]]
@@ -204,9 +204,7 @@ def choose_and_test(heads: LinearHeads, val: Features, test: Features) -> dict[s
 def _predict(heads: LinearHeads, features: Features) -> Tensor:
     """The class that each head gives to each image: (P, L, M) int64 on the CPU."""
     every = torch.arange(len(features)).split(heads.rows_at_a_time())
-    parts = [
-        heads.classify(heads.normalize(rows)).argmax(3).cpu() for rows, _ in _cached(heads, features, every)
-    ]
+    parts = [heads.classify(heads.normalize(rows)).argmax(3).cpu() for rows, _ in _cached(heads, features, every)]
     return torch.cat(parts, 2)
 
 
@@ -227,9 +225,7 @@ def _lars(heads: LinearHeads, rates: Sequence[float]) -> Lars:
     return Lars(groups, momentum=0.9, weight_decay=0.0, trust_coeff=0.001)
 
 
-def _cached(
-    heads: LinearHeads, features: Features, batches: Iterable[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _cached(heads: LinearHeads, features: Features, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of cached features on the device of the heads: ids -> (P, B, D), (B,)."""
     device = heads.weight.device
     for ids in batches:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning import Trainer
 
+
 class Interrupted(Exception):
     """A run stopped on request, and `last.ckpt` is of the step at which it did.
 

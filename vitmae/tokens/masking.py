@@ -91,10 +91,10 @@ def mask_from_scores(scores: Tensor, visible: int) -> Mask:
 
     Equal scores keep their order, so that devices agree.
     """
-    ids_shuffle = scores.argsort(dim=1, stable=True)                         # (B, N)
+    ids_shuffle = scores.argsort(dim=1, stable=True)  # (B, N)
     ids_restore = torch.empty_like(ids_shuffle)
     order = torch.arange(scores.shape[1], device=scores.device)
-    ids_restore.scatter_(1, ids_shuffle, order.expand_as(ids_shuffle))       # the inverse, without a second sort
+    ids_restore.scatter_(1, ids_shuffle, order.expand_as(ids_shuffle))  # the inverse, without a second sort
     return Mask(ids_shuffle[:, :visible], ids_shuffle[:, visible:], ids_restore, ids_restore >= visible)
 
 
@@ -117,19 +117,20 @@ def mask_from_tensor(mask: Tensor) -> Mask:
 def _block_scores(keys: Tensor, grid_size: Size) -> Tensor:
     """(B, N): high where one of the first rectangles lies, a random number below all of them elsewhere."""
     grid_h, grid_w = grid_size
-    area, aspect, top, left = (uniform(fold_each(keys, name), _NUM_BLOCKS)[:, :, None] for name in
-                               ("area", "aspect", "top", "left"))            # (B, K, 1) each
-    area = grid_h * grid_w * (0.08 + 0.32 * area)                            # 16 of 196 patches and more
-    aspect = (0.3 ** (1 - 2 * aspect)).sqrt()                                # log-uniform in (0.3, 1 / 0.3)
+    area, aspect, top, left = (
+        uniform(fold_each(keys, name), _NUM_BLOCKS)[:, :, None] for name in ("area", "aspect", "top", "left")
+    )  # (B, K, 1) each
+    area = grid_h * grid_w * (0.08 + 0.32 * area)  # 16 of 196 patches and more
+    aspect = (0.3 ** (1 - 2 * aspect)).sqrt()  # log-uniform in (0.3, 1 / 0.3)
     block_h = (area.sqrt() * aspect).round().clamp(1, grid_h)
     block_w = (area.sqrt() / aspect).round().clamp(1, grid_w)
     top = (top * (grid_h - block_h + 1)).floor()
     left = (left * (grid_w - block_w + 1)).floor()
     row, column = torch.arange(grid_h, device=keys.device), torch.arange(grid_w, device=keys.device)
-    in_rows = (row >= top) & (row < top + block_h)                           # (B, K, grid_h)
-    in_columns = (column >= left) & (column < left + block_w)                # (B, K, grid_w)
-    inside = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).flatten(2)             # (B, K, N)
-    first = torch.where(inside.any(1), inside.int().argmax(1), _NUM_BLOCKS)              # (B, N)
+    in_rows = (row >= top) & (row < top + block_h)  # (B, K, grid_h)
+    in_columns = (column >= left) & (column < left + block_w)  # (B, K, grid_w)
+    inside = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).flatten(2)  # (B, K, N)
+    first = torch.where(inside.any(1), inside.int().argmax(1), _NUM_BLOCKS)  # (B, N)
     return _NUM_BLOCKS - first + uniform(fold_each(keys, "tie"), grid_h * grid_w)
 
 
@@ -137,20 +138,24 @@ def _grid_stride(grid_size: Size, mask_ratio: float) -> int:
     """The cell side s of a grid mask that hides 1 - 1/s^2 of the patches."""
     stride = round((1 / (1 - mask_ratio)) ** 0.5)
     if stride < 2 or abs(1 - 1 / stride**2 - mask_ratio) > 1e-3:
-        raise UserError(f"model.mask_kind=grid keeps one patch of s x s: model.mask_ratio={mask_ratio} is none of "
-                        "0.75 (s=2), 0.889 (s=3), 0.9375 (s=4)")
+        raise UserError(
+            f"model.mask_kind=grid keeps one patch of s x s: model.mask_ratio={mask_ratio} is none of "
+            "0.75 (s=2), 0.889 (s=3), 0.9375 (s=4)"
+        )
     if grid_size[0] % stride or grid_size[1] % stride:
-        raise UserError(f"model.mask_kind=grid with model.mask_ratio={mask_ratio} needs a patch grid divisible by "
-                        f"{stride}, not {grid_size[0]}x{grid_size[1]}")
+        raise UserError(
+            f"model.mask_kind=grid with model.mask_ratio={mask_ratio} needs a patch grid divisible by "
+            f"{stride}, not {grid_size[0]}x{grid_size[1]}"
+        )
     return stride
 
 
 def _grid_scores(keys: Tensor, grid_size: Size, stride: int) -> Tensor:
     """(B, N): negative for the kept patch of each cell."""
-    place = (uniform(keys, 2) * stride).floor().long()                       # (B, 2)
+    place = (uniform(keys, 2) * stride).floor().long()  # (B, 2)
     row = torch.arange(grid_size[0], device=keys.device) % stride
     column = torch.arange(grid_size[1], device=keys.device) % stride
-    kept = (row == place[:, :1])[:, :, None] & (column == place[:, 1:])[:, None, :]      # (B, grid_h, grid_w)
+    kept = (row == place[:, :1])[:, :, None] & (column == place[:, 1:])[:, None, :]  # (B, grid_h, grid_w)
     return 1 - 2 * kept.flatten(1).to(torch.float32)
 
 
@@ -182,12 +187,12 @@ def draw_corruption(keys: Tensor, num_patches: int, mask_ratio: float) -> Corrup
     corrupted = num_patches - num_visible(num_patches, mask_ratio)
     num_masked, num_swapped = round(0.8 * corrupted), round(0.1 * corrupted)
     keys = fold_each(keys, "corrupt")
-    ids = uniform(keys, num_patches).argsort(dim=1, stable=True)[:, :corrupted]          # (B, k)
+    ids = uniform(keys, num_patches).argsort(dim=1, stable=True)[:, :corrupted]  # (B, k)
     nothing = torch.zeros(keys.shape[0], num_patches, dtype=torch.bool, device=keys.device)
     ids_masked, ids_swapped = ids[:, :num_masked], ids[:, num_masked : num_masked + num_swapped]
     away = 1 + (uniform(fold_each(keys, "donor"), num_swapped) * (num_patches - 1)).long()
     source = torch.arange(num_patches, device=keys.device).repeat(keys.shape[0], 1)
-    source = source.scatter(1, ids_swapped, (ids_swapped + away) % num_patches)          # never itself
+    source = source.scatter(1, ids_swapped, (ids_swapped + away) % num_patches)  # never itself
     return Corruption(ids, nothing.scatter(1, ids, True), nothing.scatter(1, ids_masked, True), source)
 
 

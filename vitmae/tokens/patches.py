@@ -58,7 +58,7 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """
     if tokens.shape[0] == 1:
         return tokens[0][ids]
-    first = torch.arange(ids.shape[0], device=ids.device)[:, None] * tokens.shape[1]     # (B, 1) rows of all images
+    first = torch.arange(ids.shape[0], device=ids.device)[:, None] * tokens.shape[1]  # (B, 1) rows of all images
     chosen = tokens.reshape(-1, tokens.shape[2]).index_select(0, (first + ids).flatten())
     return chosen.view(*ids.shape, -1)
 
@@ -70,5 +70,5 @@ def standardize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     (https://arxiv.org/abs/2111.06377, section 3 and the published code).
     """
     centered = patches - patches.mean(dim=-1, keepdim=True)
-    var = centered.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)          # (B, N, 1)
+    var = centered.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)  # (B, N, 1)
     return centered * torch.rsqrt(var + eps)  # torch.var_mean takes ten times as long on a processor

@@ -22,11 +22,11 @@ def sincos_positions(grid_size: Size, embed_dim: int, num_prefix_tokens: int = 0
         raise ValueError(f"sine-cosine positions need a width divisible by 4, not {embed_dim}")
     grid_h, grid_w = grid_size
     quarter = embed_dim // 4
-    omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)           # (D/4,)
+    omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)  # (D/4,)
 
     def encode(coordinate: Tensor) -> Tensor:
-        angle = coordinate.to(torch.float64)[:, None] * omega                            # (N, D/4)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)                              # (N, D/2)
+        angle = coordinate.to(torch.float64)[:, None] * omega  # (N, D/4)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, D/2)
 
     row, column = torch.arange(grid_h), torch.arange(grid_w)
     table = torch.cat([encode(column.repeat(grid_h)), encode(row.repeat_interleave(grid_w))], dim=1)

@@ -89,7 +89,7 @@ def embed_folder(
     seen = resumed
     for batch in folder.batches(batch_size, num_workers, first=resumed):
         if batch.numbers:
-            vectors.append(model.encode_batch(batch.images, pooling).numpy())            # (B, D)
+            vectors.append(model.encode_batch(batch.images, pooling).numpy())  # (B, D)
         names += [folder.name(number) for number in batch.numbers]
         unreadable += batch.unreadable
         seen += len(batch.numbers) + len(batch.unreadable)

@@ -50,7 +50,7 @@ class See(NamedTuple):
             UserError: it cannot be read; the line begins with its name.
         """
         try:
-            pixels = _pixels(image, self.in_chans, name)                     # (height, width, C)
+            pixels = _pixels(image, self.in_chans, name)  # (height, width, C)
         except (UnreadableImage, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{name}: ").split())
             raise UserError(f"{name} cannot be read ({reason})") from error
@@ -73,8 +73,10 @@ def each(images: Images) -> list[tuple[str, ImageLike]]:
         several = [images] if isinstance(images, str | Path | Image.Image) else images
     if not len(several):
         raise UserError("there are no images: give at least one")
-    return [(str(image) if isinstance(image, str | Path) else f"image {number}", image)
-            for number, image in enumerate(several)]  # fmt: skip
+    return [
+        (str(image) if isinstance(image, str | Path) else f"image {number}", image)
+        for number, image in enumerate(several)
+    ]
 
 
 def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:

@@ -21,15 +21,15 @@ def patch_filters(weight: Tensor, count: int = 28) -> Tensor:
 
     Each is scaled by itself, with 0 at 0.5; the first explain most of what the projection tells apart.
     """
-    flat = weight.detach().float().flatten(1)                                # (D, P)
-    components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]           # (count, P)
+    flat = weight.detach().float().flatten(1)  # (D, P)
+    components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]  # (count, P)
     largest = components.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
     return (0.5 + components / (2 * largest)).unflatten(1, weight.shape[1:])
 
 
 def position_similarity(positions: Tensor, grid_size: Size) -> Tensor:
     """The cosine similarity of each patch's position to all others: (1, N, D) -> (N, grid_h, grid_w) in [-1, 1]."""
-    unit = F.normalize(positions[0].detach().float(), dim=1)                 # (N, D)
+    unit = F.normalize(positions[0].detach().float(), dim=1)  # (N, D)
     return (unit @ unit.T).unflatten(1, grid_size)
 
 
@@ -65,8 +65,8 @@ def attention_distance(maps: Tensor, grid_size: Size, patch_size: Size) -> Tenso
     """
     rows, columns = torch.meshgrid(torch.arange(grid_size[0]), torch.arange(grid_size[1]), indexing="ij")
     places = torch.stack([rows.flatten() * patch_size[0], columns.flatten() * patch_size[1]], dim=1).float()
-    distance = torch.cdist(places, places)                                   # (N, N)
-    among_patches = maps[..., -len(places) :, -len(places) :]                # (L, B, h, N, N)
+    distance = torch.cdist(places, places)  # (N, N)
+    among_patches = maps[..., -len(places) :, -len(places) :]  # (L, B, h, N, N)
     among_patches = among_patches / among_patches.sum(dim=-1, keepdim=True)
     return (among_patches * distance).sum(dim=-1).mean(dim=(1, 3))
 
@@ -79,10 +79,10 @@ def attention_rollout(maps: Tensor, grid_size: Size) -> Tensor:
     """
     num_patches = grid_size[0] * grid_size[1]
     tokens = maps.shape[-1]
-    mixed = (maps.mean(dim=2) + torch.eye(tokens)) / 2                       # (L, B, T, T)
+    mixed = (maps.mean(dim=2) + torch.eye(tokens)) / 2  # (L, B, T, T)
     rolled = mixed[0]
     for block in mixed[1:]:
         rolled = block @ rolled
-    output = rolled[:, 0] if tokens > num_patches else rolled.mean(dim=1)    # (B, T)
+    output = rolled[:, 0] if tokens > num_patches else rolled.mean(dim=1)  # (B, T)
     patches = output[:, -num_patches:]
     return (patches / patches.sum(dim=1, keepdim=True)).unflatten(1, grid_size)

@@ -119,13 +119,13 @@ class Model:
     @torch.no_grad()
     def encode_batch(self, images: Tensor, pooling: Pooling | None = None) -> Tensor:
         """`encode` for images that are prepared: (B, C, H, W) uint8 -> (B, D) or (B, N, D)."""
-        latent = self.backbone(self.objective.normalize(images.to(self.device)))         # (B, prefix + N, D)
+        latent = self.backbone(self.objective.normalize(images.to(self.device)))  # (B, prefix + N, D)
         if pooling is None and hasattr(self.objective, "pooled"):
             vectors = self.objective.pooled(latent)
         elif pooling == "cls":
             vectors = latent[:, 0]
         else:
-            vectors = latent[:, self.backbone.num_prefix_tokens :]                       # (B, N, D)
+            vectors = latent[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
             vectors = vectors if pooling == "patches" else vectors.mean(dim=1)
         return vectors.float().cpu()
 
@@ -140,13 +140,14 @@ class Model:
             UserError: the model has no classifier, or an image cannot be read.
         """
         if not self._saved.is_full or not hasattr(self.objective, "pooled"):
-            raise UserError(f"{self._saved.path} holds no classifier: train one with model=vit "
-                            f"backbone.weights={self._saved.path}")
+            raise UserError(
+                f"{self._saved.path} holds no classifier: train one with model=vit backbone.weights={self._saved.path}"
+            )
         names = self.class_names or [str(k) for k in range(self.objective.num_classes)]
         answers = []
         for batch in self._batches(images, 64):
             with torch.no_grad():
-                logits = self.objective(self.objective.normalize(batch.to(self.device)))             # (B, K)
+                logits = self.objective(self.objective.normalize(batch.to(self.device)))  # (B, K)
             best = logits.float().softmax(dim=1).cpu().topk(min(top, len(names)), dim=1)
             for probabilities, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 answers.append({names[k]: p for k, p in zip(classes, probabilities, strict=True)})
@@ -176,13 +177,18 @@ class Model:
         unused = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         panel = objective.panel(Batch(images, unused, unused, 0), mask)
         normalized = objective.normalize(images)
-        hidden = objective.decoder(objective.encode(normalized, mask), mask, mask.ids_hide)          # (B, N - n, P)
+        hidden = objective.decoder(objective.encode(normalized, mask), mask, mask.ids_hide)  # (B, N - n, P)
         squared = (hidden.float() - objective.target(normalized, mask.ids_hide)).square().mean(dim=2)
         error = torch.full(mask.mask.shape, float("nan"), device=self.device).scatter(1, mask.ids_hide, squared)
         return Reconstruction(
-            panel.original.cpu(), panel.masked.cpu(), panel.prediction.cpu(), panel.pasted.cpu(),
-            mask.mask.view(-1, *self.grid_size).cpu(), error.view(-1, *self.grid_size).cpu(), panel.target,
-        )  # fmt: skip
+            panel.original.cpu(),
+            panel.masked.cpu(),
+            panel.prediction.cpu(),
+            panel.pasted.cpu(),
+            mask.mask.view(-1, *self.grid_size).cpu(),
+            error.view(-1, *self.grid_size).cpu(),
+            panel.target,
+        )
 
     def require_decoder(self) -> None:
         """Refuse to reconstruct with a decoder that was never trained.
@@ -193,8 +199,10 @@ class Model:
         if self._saved.objective != "MAE" or not self._saved.is_full:
             others = {"Supervised": "a classifier", "MaskedPatch": "a masked patch predictor"}
             what = others.get(self._saved.objective, "an encoder alone")
-            raise UserError(f"{self._saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
-                            "use a run of model=mae, or its full export")
+            raise UserError(
+                f"{self._saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
+                "use a run of model=mae, or its full export"
+            )
 
     def prepare(self, images: Images) -> Tensor:
         """Images of any kind, decoded, cropped at the centre and resized: (B, C, H, W) uint8.
@@ -247,7 +255,7 @@ def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
     if planes.ndim != 3 or planes.shape[1:] != img_size:
         shapes = f"{grid_size} for patches, {img_size} for pixels"
         raise UserError(f"the mask has shape {tuple(mask.shape)}: one of {shapes} is wanted")
-    cells = planes.unflatten(1, (grid_size[0], -1)).unflatten(3, (grid_size[1], -1))     # (B, grid_h, ph, grid_w, pw)
+    cells = planes.unflatten(1, (grid_size[0], -1)).unflatten(3, (grid_size[1], -1))  # (B, grid_h, ph, grid_w, pw)
     return cells.any(dim=4).any(dim=2)
 
 

@@ -60,7 +60,7 @@ def complementary_masks(keys: Tensor, num_patches: int, passes: int) -> list[Mas
         raise UserError(f"passes={passes}: from 2 to {num_patches}, the number of patches, can hide each patch once")
     order = uniform(fold_each(keys, "passes"), num_patches).argsort(dim=1, stable=True)  # (B, N)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(num_patches).expand_as(order))
-    group = ranks * passes // num_patches                                                # (B, N), 0 to passes - 1
+    group = ranks * passes // num_patches  # (B, N), 0 to passes - 1
     return [mask_from_tensor(group == number) for number in range(passes)]
 
 
@@ -75,11 +75,18 @@ def reconstruct_passes(model: Model, images: Tensor, keys: Tensor, passes: int) 
     prediction, error = parts[0].prediction, parts[0].error
     for part in parts[1:]:
         patch = model.backbone.patch_size
-        hidden = part.mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, None]    # (B, 1, H, W)
+        hidden = part.mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, None]  # (B, 1, H, W)
         prediction = torch.where(hidden, part.prediction, prediction)
         error = torch.where(part.mask, part.error, error)
-    return Reconstruction(parts[0].original, parts[0].masked, prediction, prediction, torch.ones_like(parts[0].mask),
-                          error, parts[0].target)  # fmt: skip
+    return Reconstruction(
+        parts[0].original,
+        parts[0].masked,
+        prediction,
+        prediction,
+        torch.ones_like(parts[0].mask),
+        error,
+        parts[0].target,
+    )
 
 
 def reconstruct_folder(
@@ -165,9 +172,15 @@ def _reconstruct(
 
 
 def _draw(
-    model: Model, folder: FolderImages, number: int, score: float, mask: MaskLike, passes: int | None, seed: int,
+    model: Model,
+    folder: FolderImages,
+    number: int,
+    score: float,
+    mask: MaskLike,
+    passes: int | None,
+    seed: int,
     path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """One picture; the image is read and predicted again, so that none have to be kept."""
     name = folder.name(number)
     result = _reconstruct(model, folder.see(name, name)[None], [number], mask, passes, seed)
@@ -194,7 +207,7 @@ def read_mask(mask: float | str | None, model: Model) -> MaskLike:
     if not path.is_file():
         raise UserError(f"mask={mask}: a ratio, random, block, grid, or the file of a picture is wanted")
     try:
-        pixels = decode(path.read_bytes(), 1, mask)                          # (height, width, 1)
+        pixels = decode(path.read_bytes(), 1, mask)  # (height, width, 1)
     except UnreadableImage as error:
         raise UserError(f"mask={mask} cannot be read ({str(error).removeprefix(f'{mask}: ')})") from error
     plane = torch.from_numpy(pixels[..., 0]) > 127

@@ -50,8 +50,10 @@ class WeightAverage(WeightAveraging):
             UserError: if the run has kept none so far.
         """
         if "averaging_state" not in checkpoint:
-            raise UserError(f"model.optimizer.ema_decay={self.decay:g}: the run was begun without an average: set it "
-                            "to null, or start anew with backbone.weights=")
+            raise UserError(
+                f"model.optimizer.ema_decay={self.decay:g}: the run was begun without an average: set it "
+                "to null, or start anew with backbone.weights="
+            )
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 

@@ -30,7 +30,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(Path(path)) as file:
             torch.save(checkpoint, file)
 
-
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Plain types and tensors only, on the CPU."""
         return read_checkpoint(Path(path))
@@ -101,8 +100,10 @@ class Checkpoints(Checkpoint):
             UserError: if there is one, and these settings keep none.
         """
         if "averaging_state" in checkpoint and not averages(trainer):
-            raise UserError("model.optimizer.ema_decay=null: the run has kept an average of its weights: leave the "
-                            "setting as it was, or start anew with backbone.weights=")
+            raise UserError(
+                "model.optimizer.ema_decay=null: the run has kept an average of its weights: leave the "
+                "setting as it was, or start anew with backbone.weights="
+            )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before a checkpoint is loaded: let one from the end of an epoch start the next, also under max_steps.

@@ -23,13 +23,13 @@ from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from vitmae.training.wandb_logger import Wandb
 
 NOT_FOR_USERS = (
-    "does not have many workers",              # a set in memory needs none
-    "smaller than the logging interval",       # the last step is logged all the same
-    "in eval mode at the start of training",   # frozen parts are meant to be
+    "does not have many workers",  # a set in memory needs none
+    "smaller than the logging interval",  # the last step is logged all the same
+    "in eval mode at the start of training",  # frozen parts are meant to be
     "callbacks used to create the checkpoint",  # the one that can be missing has an error of its own
-    "LeafSpec",                                # between Lightning and torch
-    "Grad strides do not match bucket view",   # of a patch projection with one channel
-)  # fmt: skip
+    "LeafSpec",  # between Lightning and torch
+    "Grad strides do not match bucket view",  # of a patch projection with one channel
+)
 
 
 def fit(

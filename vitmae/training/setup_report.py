@@ -153,16 +153,26 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
     (grid_h, grid_w), (patch_h, patch_w) = backbone.grid_size, backbone.patch_size
     yield "objective", type(objective).__name__
     yield "parameters", f"{count / 1e6:.2f} M trained, {frozen / 1e6:.2f} M frozen"
-    yield "images", (f"{backbone.in_chans} x {backbone.img_size[0]} x {backbone.img_size[1]}: {grid_h} x {grid_w} "
-                     f"patches of {patch_h} x {patch_w}")
+    yield (
+        "images",
+        (
+            f"{backbone.in_chans} x {backbone.img_size[0]} x {backbone.img_size[1]}: {grid_h} x {grid_w} "
+            f"patches of {patch_h} x {patch_w}"
+        ),
+    )
     if hasattr(objective, "mask_ratio"):
         ratio = float(objective.mask_ratio)  # type: ignore[arg-type]
         hidden = backbone.num_patches - num_visible(backbone.num_patches, ratio)
         yield "hidden or corrupted", f"{hidden} of {backbone.num_patches} patches ({ratio:g})"
     if hasattr(objective, "norm_pix_loss"):
         yield "target", "standardised patches (norm_pix_loss)" if objective.norm_pix_loss else "pixels"
-    yield "effective batch", (f"{effective_batch} = {effective_batch // (world * accumulate)} per device x {world} "
-                              f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated")
+    yield (
+        "effective batch",
+        (
+            f"{effective_batch} = {effective_batch // (world * accumulate)} per device x {world} "
+            f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated"
+        ),
+    )
     yield from _supervision_rows(objective)
     yield from _data_rows(trainer)
     yield "peak lr", f"{recipe.peak_lr(effective_batch):.4g} = {recipe.base_lr:g} x {effective_batch} / 256"
@@ -188,8 +198,16 @@ def _supervision_rows(objective: "Objective") -> Iterator[tuple[str, str]]:
     backbone = objective.backbone
     trained = [backbone.layer_of(name) for name, p in backbone.named_parameters() if p.requires_grad]
     first = min(trained, default=None)
-    yield "frozen", ("the whole backbone" if first is None else "nothing" if first == 0 else
-                     f"embeddings and the first {first - 1} of {backbone.depth} blocks")
+    yield (
+        "frozen",
+        (
+            "the whole backbone"
+            if first is None
+            else "nothing"
+            if first == 0
+            else f"embeddings and the first {first - 1} of {backbone.depth} blocks"
+        ),
+    )
     mixes = [f"{name} {alpha:g}" for name, alpha in _mixes(objective).items()]
     yield "mixing", " or ".join(mixes) or "none"
     yield "label smoothing", f"{objective.label_smoothing:g}"
@@ -206,8 +224,13 @@ def _data_rows(trainer: Trainer) -> Iterator[tuple[str, str]]:
     scale = f" of {view.scale[0]:g} to {view.scale[1]:g} of the area" if view.crop == "random_resized" else ""
     yield "crop", f"{view.crop}{scale}, {'mirrored or not' if view.hflip else 'never mirrored'}"
     magnitude = observed["data.rand_augment"]
-    yield "augmentation", (f"RandAugment {'off' if magnitude is None else f'{magnitude:g}'}, random erasing "
-                           f"{observed['data.random_erasing']:g}, {observed['data.repeats']} of each image in a batch")
+    yield (
+        "augmentation",
+        (
+            f"RandAugment {'off' if magnitude is None else f'{magnitude:g}'}, random erasing "
+            f"{observed['data.random_erasing']:g}, {observed['data.repeats']} of each image in a batch"
+        ),
+    )
 
 
 def _group_table(trainer: Trainer, objective: "Objective") -> Table:
@@ -218,8 +241,13 @@ def _group_table(trainer: Trainer, objective: "Objective") -> Table:
     for group in trainer.optimizers[0].param_groups:
         params = group["params"]
         seen.update(map(id, params))
-        table.add_row(group["name"], f"{group['initial_lr']:.4g}", f"{group['weight_decay']:g}", str(len(params)),
-                      f"{sum(p.numel() for p in params):,}")
+        table.add_row(
+            group["name"],
+            f"{group['initial_lr']:.4g}",
+            f"{group['weight_decay']:g}",
+            str(len(params)),
+            f"{sum(p.numel() for p in params):,}",
+        )
     missed = [name for name, p in objective.named_parameters() if p.requires_grad and seen[id(p)] != 1]
     if missed:
         raise RuntimeError(f"the optimiser does not train {missed[0]} exactly once")

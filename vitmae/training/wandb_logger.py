@@ -134,10 +134,16 @@ class Wandb(Logger):
 
         summary = self._directory.summary()
         return wandb.init(
-            mode=mode, project=self._project, entity=self._entity, tags=self._tags, name=summary.get("name"),
-            id=summary.get("id"), resume="allow", dir=self._directory.path,
+            mode=mode,
+            project=self._project,
+            entity=self._entity,
+            tags=self._tags,
+            name=summary.get("name"),
+            id=summary.get("id"),
+            resume="allow",
+            dir=self._directory.path,
             settings=wandb.Settings(silent=True, **self._timeouts),
-        )  # fmt: skip
+        )
 
     def _attempt(self, action: Callable[[Any], Any]) -> None:
         """Do something with the W&B run; the first failure is told, and nothing more is tried after it."""

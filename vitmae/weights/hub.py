@@ -33,6 +33,8 @@ def push_bundle(folder: Path, name: str) -> str:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="A bundle of vitmae")
     except Exception as error:  # a network fails in many ways, each library's its own
-        raise UserError(f"push={name} failed ({first_line(error)}): the bundle is in {folder}; `hf auth login`, "
-                        f"then `hf upload {name} {folder}`") from error
+        raise UserError(
+            f"push={name} failed ({first_line(error)}): the bundle is in {folder}; `hf auth login`, "
+            f"then `hf upload {name} {folder}`"
+        ) from error
     return str(address)

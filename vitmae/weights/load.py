@@ -95,8 +95,10 @@ def load_weights(model: nn.Module, source: str, *, min_match: float = MIN_MATCH)
     report = LoadReport(weights, fits, [*unused, *weights.unknown])
     match = report.share("encoder")
     if match < min_match:
-        raise UserError(f"{source}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
-                        f"({_reason(report)}): choose the backbone that it was made for, or set weights_min_match=0")
+        raise UserError(
+            f"{source}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
+            f"({_reason(report)}): choose the backbone that it was made for, or set weights_min_match=0"
+        )
     _write(model, fits)
     return report
 

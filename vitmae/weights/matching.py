@@ -77,8 +77,9 @@ def fit(source: Source, model: nn.Module) -> list[Fit]:
 def _comparable(source: Source, objective: str) -> dict[str, Tensor]:
     """What means the same in this model: the heads of two objectives have only their name in common."""
     is_same = source.objective == objective
-    return {name: tensor for name, tensor in source.state.items()
-            if is_same or name.startswith(("backbone.", "decoder."))}  # fmt: skip
+    return {
+        name: tensor for name, tensor in source.state.items() if is_same or name.startswith(("backbone.", "decoder."))
+    }
 
 
 def _tokens_with_positions(there: dict[str, Tensor], source: Source, backbone: Backbone) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ def _fit_positions(
         kept: Fate = "recomputed" if is_fixed else "new"
         return Fit(name, here.numel(), kept, _difference(old, here))
     grid_size, num_prefix = _grid_of(old, there, source, backbone)
-    patches = old[:, num_prefix:]                                            # (1, N_old, D)
+    patches = old[:, num_prefix:]  # (1, N_old, D)
     sizes = f"{_show(grid_size)} -> {_show(backbone.grid_size)}"
     if grid_size == backbone.grid_size:
         fate: Fate = _name_kept(name, source)
@@ -110,7 +111,7 @@ def _fit_positions(
     elif is_fixed and is_sincos(patches, grid_size):
         return Fit(name, here.numel(), "recomputed", f"fixed, {sizes}")
     else:
-        patches = resample_positions(patches, grid_size, backbone.grid_size, 0)          # (1, N, D)
+        patches = resample_positions(patches, grid_size, backbone.grid_size, 0)  # (1, N, D)
         fate, note = "resampled", sizes + (", learned there and fixed from here on" if is_fixed else "")
     prefix = patches.new_zeros(1, here.shape[1] - backbone.num_patches, here.shape[2])
     rows = min(num_prefix, prefix.shape[1])
@@ -130,8 +131,10 @@ def _grid_of(table: Tensor, there: dict[str, Tensor], source: Source, backbone: 
             return grid_size, prefix
         if rows - prefix == backbone.num_patches:
             return backbone.grid_size, prefix
-    raise UserError(f"{source.name} has {rows} positions, which are no square, and does not say its grid: "
-                    "load it at its own data.img_size and save that as a bundle, which does")
+    raise UserError(
+        f"{source.name} has {rows} positions, which are no square, and does not say its grid: "
+        "load it at its own data.img_size and save that as a bundle, which does"
+    )
 
 
 def _fit_tensor(name: str, here: Tensor, there: dict[str, Tensor], source: Source) -> Fit:

@@ -24,19 +24,26 @@ def model_card(about: Mapping[str, Any]) -> str:
         "predicts": about["target"],
         "holds": "the encoder; what it predicted with is left out" if is_encoder else "all that was trained",
         "images": f"{height} x {width} pixels, {architecture['in_chans']} channels, mean {_numbers(about['mean'])}, "
-                  f"std {_numbers(about['std'])} of pixels in [0, 1]",
+        f"std {_numbers(about['std'])} of pixels in [0, 1]",
         "patches": "{} x {} of {} x {} pixels".format(*architecture["grid_size"], *architecture["patch_size"]),
         "encoder": f"{architecture['depth']} blocks of width {architecture['embed_dim']}, {architecture['num_heads']} "
-                   f"heads, {architecture['parameters'] / 1e6:.1f} M parameters",
+        f"heads, {architecture['parameters'] / 1e6:.1f} M parameters",
         "began with": about["initial_weights"] or "random weights",
         "code": f"vitmae at {about['git_commit']}" if about["git_commit"] else "vitmae",
-    }  # fmt: skip
+    }
     parts = [
-        _header(about), f"# {title}",
+        _header(about),
+        f"# {title}",
         "\n".join(f"- {name}: {text}" for name, text in facts.items()),
-        "## Use", _use(about), "## Numbers", _metrics(about["metrics"]), "## Licence", _license(about["license"]),
-        "## Settings", f"```json\n{json.dumps(about['config'], indent=2)}\n```",
-    ]  # fmt: skip
+        "## Use",
+        _use(about),
+        "## Numbers",
+        _metrics(about["metrics"]),
+        "## Licence",
+        _license(about["license"]),
+        "## Settings",
+        f"```json\n{json.dumps(about['config'], indent=2)}\n```",
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -46,17 +53,25 @@ def _header(about: Mapping[str, Any]) -> str:
     fields: dict[str, Any] = {
         "library_name": "vitmae",
         "pipeline_tag": "image-classification" if classifies else "image-feature-extraction",
-        "tags": ["vitmae", "vision-transformer", _TITLES.get(about["objective"], "vision").replace(" ", "-"),
-                 f"arxiv:{_PAPERS.get(about['objective'], '2010.11929')}"],
-    }  # fmt: skip
+        "tags": [
+            "vitmae",
+            "vision-transformer",
+            _TITLES.get(about["objective"], "vision").replace(" ", "-"),
+            f"arxiv:{_PAPERS.get(about['objective'], '2010.11929')}",
+        ],
+    }
     if about["license"]:
         fields["license"] = about["license"]
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
 
 
 def _use(about: Mapping[str, Any]) -> str:
-    lines = ["import vitmae", "", 'model = vitmae.load("path/to/this/folder")',
-             'vectors = model.encode(["photo.jpg"])           # one vector per image']  # fmt: skip
+    lines = [
+        "import vitmae",
+        "",
+        'model = vitmae.load("path/to/this/folder")',
+        'vectors = model.encode(["photo.jpg"])           # one vector per image',
+    ]
     if about["what"] == "full" and about["objective"] == "MAE":
         lines.append('picture = model.reconstruct("photo.jpg", mask=0.75)')
     if about["what"] == "full" and about["objective"] == "Supervised":

@@ -134,9 +134,15 @@ def as_source(saved: Saved, name: str) -> Source:
     ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
     notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
     return Source(
-        name, f"this project's {saved.objective}", state, {key: key for key in state}, grid_size=grid_size,
-        license=saved.facts.get("license"), notes=notes, settings=saved.settings,
-    )  # fmt: skip
+        name,
+        f"this project's {saved.objective}",
+        state,
+        {key: key for key in state},
+        grid_size=grid_size,
+        license=saved.facts.get("license"),
+        notes=notes,
+        settings=saved.settings,
+    )
 
 
 def build_backbone(settings: Mapping[str, Any]) -> Backbone:

@@ -50,8 +50,9 @@ def write_weights(saved: Saved, layout: Layout, what: What, folder: Path) -> lis
         UserError: the folder is there already or cannot be made, or the format cannot hold the model.
     """
     if layout not in get_args(Layout) or what not in get_args(What):
-        raise UserError(f"format={layout} what={what}: format is one of {', '.join(get_args(Layout))}, "
-                        f"and what is encoder or full")
+        raise UserError(
+            f"format={layout} what={what}: format is one of {', '.join(get_args(Layout))}, and what is encoder or full"
+        )
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give another out=, or remove it")
     if what == "full" and not saved.is_full:

@@ -22,8 +22,10 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
     splits = load(tmp_path)
     assert splits.class_names == ("cat", "dog")
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert all(name.split("/")[-2] == ("cat", "dog")[label] for name, label in
-               zip(names(splits.train), splits.train.labels.tolist(), strict=True))
+    assert all(
+        name.split("/")[-2] == ("cat", "dog")[label]
+        for name, label in zip(names(splits.train), splits.train.labels.tolist(), strict=True)
+    )
     assert splits.val is splits.test is None
 
 
@@ -109,8 +111,15 @@ def test_masks_lie_like_the_images(tmp_path):
         classes[:, 30:] = 1 + int(path.stem)
         mask.write_bytes(encode(classes))
     source = Folder(masks=str(tmp_path / "masks"), num_mask_classes=7)
-    data = ImageData(source, path=str(tmp_path / "images"), img_size=[20, 20], in_chans=3, batch_size=4, num_workers=0,
-                     val_fraction=0.5)
+    data = ImageData(
+        source,
+        path=str(tmp_path / "images"),
+        img_size=[20, 20],
+        in_chans=3,
+        batch_size=4,
+        num_workers=0,
+        val_fraction=0.5,
+    )
     data.prepare()
     assert data.num_mask_classes == 7
     seen = []
@@ -125,8 +134,15 @@ def test_masks_lie_like_the_images(tmp_path):
 def test_a_mask_of_another_size_or_a_missing_one_is_named(tmp_path):
     write_classes(tmp_path / "images", {"a": 2}, height=40, width=60)
     (tmp_path / "masks").mkdir()
-    data = ImageData(Folder(str(tmp_path / "masks"), 2), path=str(tmp_path / "images" / "a"), img_size=20, in_chans=3,
-                     batch_size=1, num_workers=0, val_fraction=0.5)
+    data = ImageData(
+        Folder(str(tmp_path / "masks"), 2),
+        path=str(tmp_path / "images" / "a"),
+        img_size=20,
+        in_chans=3,
+        batch_size=1,
+        num_workers=0,
+        val_fraction=0.5,
+    )
     data.prepare()
     with pytest.raises(UserError, match=r"masks/\d\.png is missing"):
         list(data.evaluation_dataloader("val", masks=True))

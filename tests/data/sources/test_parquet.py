@@ -94,7 +94,11 @@ def test_splits_are_told_by_the_files_names(tmp_path, folder):
 
 def test_splits_can_be_folders_or_be_named(tmp_path):
     one, two = write(tmp_path / "train" / "x.parquet", [0, 1]), write(tmp_path / "val" / "y.parquet", [1])
-    for splits in (load(tmp_path), load({"train": str(one), "val": str(two)}), load({"train": [str(one)], "val": str(two)})):
+    for splits in (
+        load(tmp_path),
+        load({"train": str(one), "val": str(two)}),
+        load({"train": [str(one)], "val": str(two)}),
+    ):
         assert splits.train.labels.tolist() == [0, 1]
         assert splits.val.labels.tolist() == [1]
 
@@ -138,7 +142,11 @@ def test_small_images_are_decoded_once_and_large_ones_by_workers(tmp_path, size)
     data = ImageData(Parquet(), path=str(tmp_path), img_size=32, in_chans=3, batch_size=4, num_workers=2)
     data.prepare()
     assert type(data._train.images).__name__ == ("MemoryImages" if size == (32, 32) else "ParquetImages")
-    assert torch.cat([batch.labels for batch in data.train_dataloader()]).bincount().tolist() in ([4, 4], [3, 5], [5, 3])
+    assert torch.cat([batch.labels for batch in data.train_dataloader()]).bincount().tolist() in (
+        [4, 4],
+        [3, 5],
+        [5, 3],
+    )
     assert next(iter(data.val_dataloader())).images.shape[1:] == (3, 32, 32)
 
 

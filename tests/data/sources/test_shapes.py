@@ -85,8 +85,8 @@ def test_a_mask_ends_where_its_shape_ends():
     nearer = []
     for image, mask, label in zip(images.float(), masks, (torch.arange(160) % len(CLASSES)).tolist(), strict=True):
         shape, ground = (mask == 1 + label).float()[None], (mask == 0).float()[None]
-        rim = (shape - eroded(shape, 1))[0] > 0                          # the outermost pixels of the shape
-        rim &= (1 - eroded(1 - ground, 2))[0] > 0                        # where it borders on the ground
+        rim = (shape - eroded(shape, 1))[0] > 0  # the outermost pixels of the shape
+        rim &= (1 - eroded(1 - ground, 2))[0] > 0  # where it borders on the ground
         inside, outside = eroded(shape, 3)[0] > 0, ground[0] > 0
         seen, core, around = (image[:, part].mean(1) for part in (rim, inside, outside))
         nearer.append(bool((seen - core).norm() < (seen - around).norm()))

@@ -17,7 +17,9 @@ def as_published(mae):
     for name, tensor in mae.state_dict().items():
         if name.startswith("backbone.vit."):
             state[name.replace("backbone.vit.", "")] = tensor
-    decoder = {name.replace("decoder.", "", 1): t for name, t in mae.state_dict().items() if name.startswith("decoder.")}
+    decoder = {
+        name.replace("decoder.", "", 1): t for name, t in mae.state_dict().items() if name.startswith("decoder.")
+    }
     state["mask_token"] = decoder.pop("mask_token")
     for name, tensor in decoder.items():
         state[f"decoder_{name}"] = tensor
@@ -32,9 +34,19 @@ def mae():
 def test_the_published_names_are_these(mae):
     """As in mae_pretrain_vit_base_full.pth."""
     names = set(as_published(mae))
-    assert {"cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed.proj.weight", "norm.bias",
-            "blocks.0.attn.qkv.weight", "decoder_embed.weight", "decoder_blocks.1.mlp.fc2.bias", "decoder_norm.weight",
-            "decoder_pred.bias"} < names  # fmt: skip
+    assert {
+        "cls_token",
+        "pos_embed",
+        "mask_token",
+        "decoder_pos_embed",
+        "patch_embed.proj.weight",
+        "norm.bias",
+        "blocks.0.attn.qkv.weight",
+        "decoder_embed.weight",
+        "decoder_blocks.1.mlp.fc2.bias",
+        "decoder_norm.weight",
+        "decoder_pred.bias",
+    } < names
 
 
 def test_a_full_file_fills_encoder_and_decoder_and_gives_the_same_loss(tmp_path, mae):
@@ -48,7 +60,9 @@ def test_a_full_file_fills_encoder_and_decoder_and_gives_the_same_loss(tmp_path,
 
 
 def test_an_encoders_file_fills_the_encoder_and_leaves_the_decoder_new(tmp_path, mae):
-    state = {name: tensor for name, tensor in as_published(mae).items() if "decoder" not in name and name != "mask_token"}
+    state = {
+        name: tensor for name, tensor in as_published(mae).items() if "decoder" not in name and name != "mask_token"
+    }
     torch.save({"model": state}, tmp_path / "encoder.pth")
     fresh = build("mae", SQUARE, seed=7, decoder_depth=2)
     before = {name: tensor.clone() for name, tensor in fresh.decoder.state_dict().items()}
@@ -60,7 +74,11 @@ def test_an_encoders_file_fills_the_encoder_and_leaves_the_decoder_new(tmp_path,
 
 @pytest.mark.parametrize(
     ("name", "license_name"),
-    [("mae_pretrain_vit_base.pth", "cc-by-nc-4.0"), ("mae_visualize_vit_large_ganloss.pth", "cc-by-nc-4.0"), ("my.pth", None)],
+    [
+        ("mae_pretrain_vit_base.pth", "cc-by-nc-4.0"),
+        ("mae_visualize_vit_large_ganloss.pth", "cc-by-nc-4.0"),
+        ("my.pth", None),
+    ],
 )
 def test_the_published_files_are_known_by_their_names(tmp_path, mae, name, license_name):
     torch.save({"model": as_published(mae)}, tmp_path / name)

@@ -68,7 +68,11 @@ def arrays(patch, rows, layout="vision_transformer", classes=10, stages=(), scan
         middle = 64 * 2 ** (stage - 1)
         for unit in range(1, units + 1):
             at = f"block{stage}/unit{unit}/"
-            for conv, size, width_in, width in ((1, 1, inputs, middle), (2, 3, middle, middle), (3, 1, middle, 4 * middle)):
+            for conv, size, width_in, width in (
+                (1, 1, inputs, middle),
+                (2, 3, middle, middle),
+                (3, 1, middle, 4 * middle),
+            ):
                 put(f"{at}conv{conv}/kernel", size, size, width_in, width)
                 layer_norm(f"{at}gn{conv}", 1, 1, 1, width)
             if unit == 1:
@@ -79,7 +83,8 @@ def arrays(patch, rows, layout="vision_transformer", classes=10, stages=(), scan
         stacked = [name for name in file if "encoderblock_0/" in name]
         for name in stacked:
             file[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(
-                [file.pop(name.replace("encoderblock_0", f"encoderblock_{i}")) for i in range(DEPTH)])
+                [file.pop(name.replace("encoderblock_0", f"encoderblock_{i}")) for i in range(DEPTH)]
+            )
     if big_vision:
         file = {f"params/{name}": array for name, array in file.items()}
     return file
@@ -102,7 +107,9 @@ def assert_same(ours, theirs):
         assert torch.equal(ours[name], tensor), name
 
 
-@pytest.mark.parametrize(("layout", "scan"), [("vision_transformer", False), ("big_vision", False), ("big_vision", True)])
+@pytest.mark.parametrize(
+    ("layout", "scan"), [("vision_transformer", False), ("big_vision", False), ("big_vision", True)]
+)
 def test_a_vit_is_read_as_timm_reads_it(tmp_path, layout, scan):
     np.savez(tmp_path / "vit.npz", **arrays((4, 4, 3), 37, layout, scan=scan))
     source = read_weights(str(tmp_path / "vit.npz"))

@@ -13,15 +13,28 @@ from vitmae.weights.load import load_weights
 from vitmae.weights.read import read_weights
 
 SQUARE = {"img_size": [24, 24]}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
-         "image_size": 24, "patch_size": 4, "layer_norm_eps": 1e-6}  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 24,
+    "patch_size": 4,
+    "layer_norm_eps": 1e-6,
+}
 
 
 def saved(folder, kind=ViTMAEForPreTraining, **settings):
     """A model of transformers' with random weights, and the folder it was saved in."""
     if kind is ViTMAEForPreTraining:
-        config = ViTMAEConfig(**SIZES, decoder_hidden_size=32, decoder_num_hidden_layers=3,
-                              decoder_num_attention_heads=2, decoder_intermediate_size=128, **settings)
+        config = ViTMAEConfig(
+            **SIZES,
+            decoder_hidden_size=32,
+            decoder_num_hidden_layers=3,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=128,
+            **settings,
+        )
     else:
         config = ViTConfig(**SIZES, **settings)
     model = kind(config).eval()
@@ -45,7 +58,9 @@ def as_on_the_hub(name):
 
 
 def as_in_memory(name):
-    name = as_on_the_hub(name).replace("encoder.layer.", "layers.").replace(".attention.output.dense", ".attention.o_proj")
+    name = (
+        as_on_the_hub(name).replace("encoder.layer.", "layers.").replace(".attention.output.dense", ".attention.o_proj")
+    )
     name = re.sub(r"attention\.attention\.(q|k|v)\w+", r"attention.\1_proj", name)
     return name.replace("intermediate.dense", "mlp.fc1").replace("output.dense", "mlp.fc2")
 
@@ -111,7 +126,9 @@ def test_weights_in_several_files_or_in_a_bin_are_the_same_weights(tmp_path):
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     saved(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "other.safetensors")
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../other.safetensors"}})
+    )
     with pytest.raises(UserError, match="outside of its folder"):
         read_weights(str(tmp_path / "model"))
 

@@ -17,7 +17,7 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_STATS = {   # of the 50,000 training images
+_STATS = {  # of the 50,000 training images
     10: Stats((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     100: Stats((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
@@ -54,15 +54,15 @@ class CIFAR:
         try:
             parts = [dataset(folder, train=train) for train in (True, False)]
         except RuntimeError:
-            raise UserError(f"{folder / dataset.base_folder} is not the CIFAR-{self.num_classes} that was "
-                            "published: remove it, and it is downloaded again") from None
+            raise UserError(
+                f"{folder / dataset.base_folder} is not the CIFAR-{self.num_classes} that was "
+                "published: remove it, and it is downloaded again"
+            ) from None
         train, test = (
             MemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in parts
         )
-        return Splits(
-            train=train, test=test, class_names=tuple(parts[0].classes), stats=_STATS[self.num_classes]
-        )
+        return Splits(train=train, test=test, class_names=tuple(parts[0].classes), stats=_STATS[self.num_classes])
 
     def _download(self, dataset: Any, folder: Path) -> None:
         """Download beside the place and move there, so that several processes cannot disturb each other."""
@@ -73,9 +73,11 @@ class CIFAR:
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 dataset(beside, download=True)
                 found = folder / dataset.base_folder
-                with suppress(OSError):   # another process was faster
+                with suppress(OSError):  # another process was faster
                     (Path(beside) / dataset.base_folder).rename(found)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{name} is not in {folder} and cannot be downloaded ({reason}): put its folder "
-                            f"{dataset.base_folder} there, or use data=parquet data.path=...") from error
+            raise UserError(
+                f"{name} is not in {folder} and cannot be downloaded ({reason}): put its folder "
+                f"{dataset.base_folder} there, or use data=parquet data.path=..."
+            ) from error

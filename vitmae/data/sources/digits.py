@@ -15,7 +15,7 @@ from vitmae.data.splits import MemoryImages, Paths, Splits, Stats
 from vitmae.errors import UserError
 
 _NUM_TEST = 360
-_MOST_INK = 16   # a value is the ink in 4 x 4 pixels of a bitmap
+_MOST_INK = 16  # a value is the ink in 4 x 4 pixels of a bitmap
 
 
 class Digits:
@@ -37,7 +37,7 @@ class Digits:
             train=MemoryImages(images[:-_NUM_TEST], labels[:-_NUM_TEST]),
             test=MemoryImages(images[-_NUM_TEST:], labels[-_NUM_TEST:]),
             class_names=tuple("0123456789"),
-            stats=Stats((0.3054,), (0.3753,)),   # of the 1,437
+            stats=Stats((0.3054,), (0.3753,)),  # of the 1,437
         )
 
 

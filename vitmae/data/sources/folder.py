@@ -22,7 +22,7 @@ from vitmae.data.decode import EXTENSIONS
 from vitmae.data.splits import EncodedImages, Paths, Splits
 from vitmae.errors import UserError
 
-SPLIT_NAMES = {   # what the folder or file of a split may be called
+SPLIT_NAMES = {  # what the folder or file of a split may be called
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -113,11 +113,15 @@ class Folder:
         for split, files in listed.items():
             strangers = sorted(str(name or "") for name, _ in files if classes and name not in numbers)
             if strangers and not strangers[0]:
-                raise UserError(f"{places[split]} has images outside of a class folder, unlike the training images: "
-                                "sort them into the same class folders")
+                raise UserError(
+                    f"{places[split]} has images outside of a class folder, unlike the training images: "
+                    "sort them into the same class folders"
+                )
             if strangers:
-                raise UserError(f"class {strangers[0]} of {places[split]} is not among the training classes: "
-                                "add training images of it, or remove it")
+                raise UserError(
+                    f"class {strangers[0]} of {places[split]} is not among the training classes: "
+                    "add training images of it, or remove it"
+                )
             labels = [numbers.get(str(name), -1) for name, _ in files]
             images[split] = FileImages([file for _, file in files], labels, root, self.masks)
         return Splits(

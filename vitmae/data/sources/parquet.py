@@ -31,7 +31,7 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LARGEST_IN_MEMORY = 2 * 2**30   # bytes of encoded images
+LARGEST_IN_MEMORY = 2 * 2**30  # bytes of encoded images
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -123,8 +123,10 @@ class Parquet:
         schema = _schema(files["train"][0])
         image_column = _pick(schema, self.image_column, _IMAGE_COLUMNS, "image", files["train"][0])
         if image_column is None:
-            raise UserError(f"{files['train'][0]} has no column {' or '.join(_IMAGE_COLUMNS)} but "
-                            f"{', '.join(schema.names)}: set data.source.image_column")
+            raise UserError(
+                f"{files['train'][0]} has no column {' or '.join(_IMAGE_COLUMNS)} but "
+                f"{', '.join(schema.names)}: set data.source.image_column"
+            )
         label_column = _pick(schema, self.label_column, _LABEL_COLUMNS, "label", files["train"][0])
         classes: tuple[str, ...] | None = None
         images = {}
@@ -171,8 +173,10 @@ def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:
         return {"train": shared[""]}
     if "" in shared or "train" not in shared:
         file = shared.get("", files)[0]
-        raise UserError(f"it is not clear which split {file} is of: name it train, val or test, or set "
-                        "data.path={train: ..., val: ...}")
+        raise UserError(
+            f"it is not clear which split {file} is of: name it train, val or test, or set "
+            "data.path={train: ..., val: ...}"
+        )
     return {split: shared[split] for split in SPLIT_NAMES if split in shared}
 
 
@@ -217,6 +221,8 @@ def _numbers(values: Any, classes: Sequence[str], split: str) -> Tensor:
         known = {name: number for number, name in enumerate(classes)} | {"None": -1}
         numbers = np.array([known.get(str(value), len(classes)) for value in values.to_pylist()], np.int64)
     if numbers.max(initial=-1) >= len(classes):
-        raise UserError(f"the {split} table has a class that is not among the {len(classes)} training classes: "
-                        "add training images of it, or remove it")
+        raise UserError(
+            f"the {split} table has a class that is not among the {len(classes)} training classes: "
+            "add training images of it, or remove it"
+        )
     return torch.from_numpy(numbers)

@@ -20,7 +20,7 @@ from vitmae.randomness import fold, fold_each, fold_indices, uniform
 
 CLASSES = ("disc", "ring", "half disc", "crescent", "triangle", "square", "cross", "star")
 
-_PIECE = 64   # images drawn at once: their planes stay in the processor's cache
+_PIECE = 64  # images drawn at once: their planes stay in the processor's cache
 
 
 class Shapes:
@@ -54,7 +54,7 @@ class Shapes:
             val=val,
             test=test,
             class_names=CLASSES,
-            stats=Stats((0.499,) * in_chans, (0.260,) * in_chans),   # the channels are drawn alike
+            stats=Stats((0.499,) * in_chans, (0.260,) * in_chans),  # the channels are drawn alike
             num_mask_classes=1 + len(CLASSES),
         )
 
@@ -80,22 +80,22 @@ def render(indices: Tensor, key: int, size: tuple[int, int], in_chans: int) -> t
 
 
 def _draw(indices: Tensor, key: int, size: tuple[int, int], in_chans: int) -> tuple[Tensor, Tensor]:
-    unit = min(size) / 2                                                 # in pixels
+    unit = min(size) / 2  # in pixels
     y = (torch.arange(size[0]) + 0.5 - size[0] / 2).view(1, -1, 1) / unit
     x = (torch.arange(size[1]) + 0.5 - size[1] / 2).view(1, 1, -1) / unit
     draws = _Draws(fold_indices(key, indices))
 
-    ground = 0.1 + 0.8 * draws.take(in_chans)                            # (B, C)
-    pixels = _paint(ground, draws, x, y)                                 # (B, C, H, W)
+    ground = 0.1 + 0.8 * draws.take(in_chans)  # (B, C)
+    pixels = _paint(ground, draws, x, y)  # (B, C, H, W)
     masks = torch.zeros(len(indices), *size, dtype=torch.uint8)
 
     main = indices % len(CLASSES)
     other = (main + 1 + (draws.take(1)[:, 0] * (len(CLASSES) - 1)).long()) % len(CLASSES)
-    present = draws.take(1)[:, 0] < 0.5                                  # of the smaller shapes
+    present = draws.take(1)[:, 0] < 0.5  # of the smaller shapes
     for kind, smallest, largest, seen in ((other, 0.18, 0.28, present), (main, 0.40, 0.75, present | True)):
-        radius = smallest + (largest - smallest) * draws.take(1)         # (B, 1)
+        radius = smallest + (largest - smallest) * draws.take(1)  # (B, 1)
         room = torch.tensor([size[1] / min(size), size[0] / min(size)]) - radius
-        centre = (2 * draws.take(2) - 1) * room                          # (B, 2), x and y
+        centre = (2 * draws.take(2) - 1) * room  # (B, 2), x and y
         distance = _distance(kind, *_turn(centre, radius, 2 * pi * draws.take(1), x, y))
         distance[~seen] = 1.0
         # At least 0.3 away from the ground in every channel: no shape is invisible.
@@ -122,11 +122,11 @@ def _paint(colour: Tensor, draws: _Draws, x: Tensor, y: Tensor) -> Tensor:
     """Cover the plane with a colour and a texture, stripes or checks: (B, C) -> (B, C, H, W)."""
     wave = torch.ones(1)
     for second in (False, True):
-        frequency, angle, phase, checked = draws.take(4)[..., None, None].unbind(1)          # (B, 1, 1) each
+        frequency, angle, phase, checked = draws.take(4)[..., None, None].unbind(1)  # (B, 1, 1) each
         angle, phase, frequency = 2 * pi * angle, 2 * pi * phase, 4 + 16 * frequency
         ripple = torch.sin(frequency * (torch.cos(angle) * x + torch.sin(angle) * y) + phase)
-        wave = wave * torch.where(checked < 0.5, 1.0, ripple) if second else ripple          # (B, H, W)
-    contrast = 0.3 * (2 * draws.take(colour.shape[1]) - 1)               # (B, C)
+        wave = wave * torch.where(checked < 0.5, 1.0, ripple) if second else ripple  # (B, H, W)
+    contrast = 0.3 * (2 * draws.take(colour.shape[1]) - 1)  # (B, C)
     return colour[..., None, None] + contrast[..., None, None] * wave[:, None]
 
 
@@ -161,7 +161,7 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     """Five points of radius 1.05, dents of radius 0.45, folded onto half of one point."""
     fifth = 2 * pi / 5
     radius = torch.hypot(x, y)
-    angle = ((torch.atan2(y, x) % fifth) - fifth / 2).abs()              # 0 at a dent, half a fifth at a point
+    angle = ((torch.atan2(y, x) % fifth) - fifth / 2).abs()  # 0 at a dent, half a fifth at a point
     point = torch.tensor([1.05 * torch.cos(torch.tensor(fifth / 2)), 1.05 * torch.sin(torch.tensor(fifth / 2))])
     edge = point - torch.tensor([0.45, 0.0])
     edge = edge / edge.norm()

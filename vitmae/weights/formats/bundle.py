@@ -34,8 +34,11 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     state = saved.state
     if what == "encoder":
         state = {name: t for name, t in state.items() if name.startswith("backbone.") or name in _DATA_STATISTICS}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "README.md").write_text(model_card(about), encoding="utf-8")
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -45,12 +48,16 @@ def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
     backbone = objective.backbone
     architecture: dict[str, Any] = {
         "name": saved.settings["backbone"]["name"],
-        "img_size": list(backbone.img_size), "in_chans": backbone.in_chans,
-        "patch_size": list(backbone.patch_size), "grid_size": list(backbone.grid_size),
-        "embed_dim": backbone.embed_dim, "depth": backbone.depth, "num_heads": backbone.num_heads,
+        "img_size": list(backbone.img_size),
+        "in_chans": backbone.in_chans,
+        "patch_size": list(backbone.patch_size),
+        "grid_size": list(backbone.grid_size),
+        "embed_dim": backbone.embed_dim,
+        "depth": backbone.depth,
+        "num_heads": backbone.num_heads,
         "num_prefix_tokens": backbone.num_prefix_tokens,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-    }  # fmt: skip
+    }
     return {
         "vitmae_format": FORMAT,
         "what": what,

@@ -52,7 +52,7 @@ class Reconstruction(Encoder):
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(B, C, H, W), (B, N) -> (B, N, P), (B, N)."""
         visible = num_visible(self.objective.backbone.num_patches, self.objective.mask_ratio)
-        ids_shuffle = noise.argsort(dim=1)                                   # (B, N); ONNX has no stable sort
+        ids_shuffle = noise.argsort(dim=1)  # (B, N); ONNX has no stable sort
         ids_restore = ids_shuffle.argsort(dim=1)
         mask = Mask(ids_shuffle[:, :visible], ids_shuffle[:, visible:], ids_restore, ids_restore >= visible)
         return self.objective.reconstruct(self.normalized(images), mask), mask.mask

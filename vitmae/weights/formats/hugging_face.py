@@ -102,9 +102,15 @@ def read_folder(folder: Path, name: str) -> Source:
     eps = config.get("layer_norm_eps", 1e-12)
     notes = () if eps == 1e-6 else (f"layer norms have eps {eps} there and 1e-6 here: outputs differ by about 1e-6",)
     return Source(
-        name, f"Hugging Face {architecture}", state, names, unknown, _grid(config),
-        published_license(origin) or _card_license(folder), notes,
-    )  # fmt: skip
+        name,
+        f"Hugging Face {architecture}",
+        state,
+        names,
+        unknown,
+        _grid(config),
+        published_license(origin) or _card_license(folder),
+        notes,
+    )
 
 
 def from_hub(name: str) -> str | None:
@@ -207,8 +213,11 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         require_encoder_only(kind, what, "hf")
     pool = getattr(objective, "pool", "cls")
     if pool == "avg" or (pool == "map" and what == "full"):
-        raise cannot_hold("hf", f"its ViT reads CLS after a final norm, and this one has pool={pool}",
-                          "export format=timm or format=bundle")  # fmt: skip
+        raise cannot_hold(
+            "hf",
+            f"its ViT reads CLS after a final norm, and this one has pool={pool}",
+            "export format=timm or format=bundle",
+        )
     is_mae = architecture == "ViTMAEForPreTraining"
     is_square = len({*backbone.img_size}) == len({*backbone.patch_size}) == 1
     if is_mae and not is_square:
@@ -275,8 +284,10 @@ def _config(objective: Any, saved: Saved, architecture: str) -> dict[str, Any]:
         }
     if architecture == "ViTForImageClassification":
         names = saved.facts.get("class_names") or [f"class {k}" for k in range(objective.num_classes)]
-        config |= {"id2label": {str(k): name for k, name in enumerate(names)},
-                   "label2id": {name: k for k, name in enumerate(names)}}  # fmt: skip
+        config |= {
+            "id2label": {str(k): name for k, name in enumerate(names)},
+            "label2id": {name: k for k, name in enumerate(names)},
+        }
     return config
 
 
@@ -285,11 +296,15 @@ def _preprocessor(objective: Any) -> dict[str, Any]:
     height, width = objective.backbone.img_size
     return {
         "image_processor_type": "ViTImageProcessor",
-        "do_resize": True, "size": {"height": height, "width": width}, "resample": _BICUBIC,
-        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": objective.mean.flatten().tolist(), "image_std": objective.std.flatten().tolist(),
-    }  # fmt: skip
+        "image_mean": objective.mean.flatten().tolist(),
+        "image_std": objective.std.flatten().tolist(),
+    }
 
 
 def _one_or_two(size: tuple[int, int]) -> int | list[int]:

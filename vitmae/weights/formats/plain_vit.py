@@ -29,8 +29,11 @@ def require_plain_vit(backbone: Any, layout: str) -> None:
     if backbone.is_hybrid:
         raise cannot_hold(layout, "its patches come from a ResNet", "export format=timm or format=bundle")
     if backbone.num_prefix_tokens != 1 or not backbone.has_cls or vit.no_embed_class:
-        raise cannot_hold(layout, "a CLS token with a position of its own is wanted, and no register tokens",
-                          "export format=timm or format=bundle")  # fmt: skip
+        raise cannot_hold(
+            layout,
+            "a CLS token with a position of its own is wanted, and no register tokens",
+            "export format=timm or format=bundle",
+        )
     strange = [name for name, _ in vit.blocks.named_parameters() if not _IN_BLOCK.search(name)]
     strange += [f"norm_pre.{name}" for name, _ in vit.norm_pre.named_parameters()]
     if strange:

@@ -118,8 +118,11 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         pool = {"cls": "token", "avg": "avg", "map": "map"}[objective.pool]
     # what pools belongs to the encoder that was trained with it; the last layer is what tells classes apart
     kept = (ENCODER, "fc_norm.", "attn_pool.", *(["head."] if what == "full" else []))
-    tensors = {name.removeprefix(ENCODER): tensor.contiguous() for name, tensor in saved.state.items()
-               if name.startswith(ENCODER) or (is_classifier and name.startswith(kept))}  # fmt: skip
+    tensors = {
+        name.removeprefix(ENCODER): tensor.contiguous()
+        for name, tensor in saved.state.items()
+        if name.startswith(ENCODER) or (is_classifier and name.startswith(kept))
+    }
     num_classes = objective.num_classes if is_classifier and what == "full" else 0
     settings = saved.settings["backbone"]
     shape = {key: settings[key] for key in _SHAPE if settings.get(key) is not None}
@@ -142,7 +145,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
             "first_conv": "patch_embed.backbone.stem.conv" if backbone.is_hybrid else "patch_embed.proj",
             "classifier": "head",
         },
-    }  # fmt: skip
+    }
     if num_classes and saved.facts.get("class_names"):
         config["label_names"] = list(saved.facts["class_names"])
     if saved.facts.get("license"):
