@@ -1,0 +1,48 @@
+"""All commands behind one door: `python -m vitmae train …` and `vitmae train …` are `python -m vitmae.train …`."""
+
+import ast
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+COMMANDS = ("train", "evaluate", "compare", "embed", "reconstruct", "export", "prepare")
+
+
+def main() -> int:
+    """Run the command that the first word names, with the words after it.
+
+    Returns:
+        The exit code of the command; 2 where there is no such command.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(help_text())
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: vitmae has no command {name}: {hint}", file=sys.stderr)
+        return 2
+    import __main__
+
+    # Lightning starts other processes by running this one's command line again: it becomes the command's own.
+    __main__.__spec__ = find_spec(f"vitmae.{name}")
+    sys.argv = [sys.argv[0], *arguments]
+    code: int = import_module(f"vitmae.{name}").main()
+    return code
+
+
+def help_text() -> str:
+    """A line for each command: the first of its docstring, read without importing it."""
+    lines = ["vitmae COMMAND [setting=value ...], the same as python -m vitmae.COMMAND; each says more with --help", ""]
+    for name in COMMANDS:
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        about = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        lines.append(f"  {name:12} {about.partition(':')[0]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
