@@ -25,8 +25,8 @@ from benchmarks.measure import (
     start_with_large_pages,
 )
 from vitmae.batch import Batch
+from vitmae.probes import knn
 from vitmae.probes.features import extract
-from vitmae.probes.knn import nearest
 from vitmae.runs.preflight import resolve_precision
 
 _K = 20
@@ -83,7 +83,7 @@ def neighbours(count: int, width: int, rounds: int) -> dict[str, Any]:
         found["theirs"] = index.kneighbors(unit[1], return_distance=False)
 
     def here() -> None:
-        found["ours"] = nearest(queries, bank, _K)[1].numpy()
+        found["ours"] = torch.cat([ids for _, ids in knn.neighbours(queries, bank, _K)]).numpy()
 
     before = resident_memory()
     here()
@@ -111,8 +111,8 @@ def main(arguments_given: list[str] | None = None) -> int:
     settings = parser.parse_args(arguments_given)
     torch.set_num_threads(settings.threads)
     batch, count, rounds = (2, 500, 1) if settings.quick else (settings.batch, settings.count, settings.rounds)
-    knn = neighbours(count, 768, 1 if settings.quick else max(1, rounds // 2))
-    save("features", settings, {"extraction": extraction(settings.quick, batch, rounds), "knn": knn})
+    found = neighbours(count, 768, 1 if settings.quick else max(1, rounds // 2))
+    save("features", settings, {"extraction": extraction(settings.quick, batch, rounds), "knn": found})
     return 0
 
 
