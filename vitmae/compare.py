@@ -75,7 +75,7 @@ def compare(
     from vitmae.comparison.results import gather
     from vitmae.comparison.runner import Stopped, carry_out
     from vitmae.runs.exit import INTERRUPTED, short
-    from vitmae.tables import as_lines
+    from vitmae.tables import as_text
 
     design = Design(
         methods,
@@ -108,8 +108,7 @@ def compare(
     except Stopped:
         _log.info("stopped; the same command goes on")
         raise SystemExit(INTERRUPTED) from None
-    for line in as_lines(accuracy_table(gather(rows, folder))):
-        _log.info("%s", line)
+    _log.info("\n%s\n", as_text(accuracy_table(gather(rows, folder))))
     if failures:
         raise UserError(f"{len(failures)} jobs failed, the first: {next(iter(failures.values()))}")
 

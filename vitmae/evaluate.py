@@ -78,6 +78,7 @@ def evaluate(
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
     from vitmae.runs.exit import short
     from vitmae.runs.preflight import resolve_precision
+    from vitmae.tables import as_text
     from vitmae.trained.device import find_device
     from vitmae.trained.model import find_model
     from vitmae.weights.saved import home_of
@@ -142,7 +143,7 @@ def evaluate(
         "command": sys.argv[1:],
     }
     written = scoring.write(path, found, about)
-    _log.info("\n%s\n", scoring.as_text(found))
+    _log.info("\n%s\n", as_text(scoring.as_table(found)))
     if any(score.is_chosen for score in found):
         _log.info("* the best k on the validation images")
     if "classifier" in names and scored == "val":

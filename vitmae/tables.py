@@ -1,18 +1,26 @@
-"""Tables of text, for a terminal and as Markdown: the first line is the header."""
+"""Tables of text: for a terminal or a log, and as Markdown. The first row is the header."""
 
 from collections.abc import Sequence
+from io import StringIO
 
 Table = Sequence[Sequence[str]]
-_BAR = "\\|"  # a bar inside of a cell
 
 
-def as_lines(table: Table) -> list[str]:
-    """Columns of equal width, for a terminal."""
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+def as_text(table: Table) -> str:
+    """Columns of equal width; no line is folded, so that a log without a terminal stays readable."""
+    from rich import box  # here, because most commands print no table
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(*table[0], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in table[1:]:
+        drawn.add_row(*row)
+    text = StringIO()
+    Console(file=text, width=10_000, color_system=None, markup=False, emoji=False).print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def as_markdown(table: Table) -> str:
-    """As Markdown, each line ended."""
-    lines = (table[0], ["---"] * len(table[0]), *table[1:])
-    return "".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in line)} |\n" for line in lines)
+    """One line per row, each with its line break."""
+    rows = ([cell.replace("|", "\\|") for cell in row] for row in (table[0], ["---"] * len(table[0]), *table[1:]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

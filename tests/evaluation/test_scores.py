@@ -3,8 +3,8 @@ import math
 import pytest
 
 from vitmae.errors import UserError
-from vitmae.evaluation.scores import Score, as_csv, as_table, as_text, read, write
-from vitmae.tables import as_markdown
+from vitmae.evaluation.scores import Score, as_csv, as_table, read, write
+from vitmae.tables import as_markdown, as_text
 
 SCORES = [
     Score("trained", "knn", "cls", "accuracy", 0.5, 40, (0.35, 0.65), {"k": 5, "temperature": 0.07}, is_chosen=True),
@@ -30,8 +30,8 @@ def test_what_is_not_a_number_survives(tmp_path):
 
 
 def test_a_table_shows_value_deviation_interval_and_number_of_images():
-    text = as_text(SCORES)
-    assert len(text.splitlines()) == 4
+    text = as_text(as_table(SCORES))
+    assert len(text.splitlines()) == 5
     assert "k 5 *" in text
     assert "50.0 %" in text
     assert "35.0 to 65.0" in text

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vitmae.probes.collapse import collapse, feature_std, rankme
+from vitmae.probes.collapse import feature_std, rankme
 from vitmae.randomness import generator
 
 
@@ -62,10 +62,3 @@ def test_feature_std_is_zero_for_one_direction_and_one_over_sqrt_width_for_all()
     even = torch.randn(5000, 64, generator=generator(8))
     assert feature_std(even) == pytest.approx(1 / 8, rel=0.01)
     assert feature_std(100 * even) == pytest.approx(feature_std(even))
-
-
-def test_both_monitors_are_reported_with_the_number_of_images():
-    vectors = torch.randn(40, 6, generator=generator(9))
-    result = collapse(vectors)
-    assert (result.rankme, result.feature_std) == (rankme(vectors), feature_std(vectors))
-    assert result.num_images == 40

@@ -8,7 +8,7 @@ import torch
 
 from tests.probes.parts import StandIn
 from vitmae.errors import UserError
-from vitmae.probes.feature_cache import Content, cached, hash_file, hash_weights, read, write
+from vitmae.probes.feature_cache import Content, cached, hash_weights, read, write
 from vitmae.probes.features import Features
 from vitmae.randomness import generator
 
@@ -187,8 +187,3 @@ def test_the_hash_of_weights_tells_types_apart_that_have_the_same_bytes():
         module.register_buffer("zeros", torch.zeros(3, dtype=dtype))
         hashes.add(hash_weights(module))
     assert len(hashes) == 2
-
-
-def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -49,7 +49,9 @@ def test_a_single_job_shows_its_settings_although_nothing_differs(tmp_path):
 
 def test_the_table_is_printed_and_lies_beside_the_jobs(sweep, capsys):
     assert not report_sweep(sweep)
-    assert "11 jobs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "11 jobs" in printed
+    assert "model.mask_ratio=1 leaves no | visible patch" in printed
     with open(sweep / "sweep.csv", newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)][:2] == ["finished", "failed"]
     lines = (sweep / "sweep.md").read_text().splitlines()

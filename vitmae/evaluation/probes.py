@@ -272,9 +272,8 @@ class CollapseMonitors:
         """Measure the images that are scored."""
         scores = []
         for pooling, vectors in sets.store(sets.scored).pooled.items():
-            found = collapse.collapse(vectors)
-            for metric, value in (("RankMe", found.rankme), ("feature std", found.feature_std)):
-                scores.append(Score(sets.encoder.name, "collapse", pooling, metric, value, found.num_images))
+            for metric, value in (("RankMe", collapse.rankme(vectors)), ("feature std", collapse.feature_std(vectors))):
+                scores.append(Score(sets.encoder.name, "collapse", pooling, metric, value, len(vectors)))
         return scores
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, mean_std
-from vitmae.tables import Table, as_lines, as_markdown
+from vitmae.tables import Table, as_markdown
 
 SHARES = ("accuracy", "mean IoU")
 """Metrics that are shares, which a table shows in per cent."""
@@ -91,11 +91,6 @@ def of_probe(encoder: str, result: ProbeResult, *, is_chosen: bool = False) -> S
 def as_table(scores: Sequence[Score]) -> Table:
     """A header, and a line per score."""
     return [COLUMNS, *(list(score.cells().values()) for score in scores)]
-
-
-def as_text(scores: Sequence[Score]) -> str:
-    """A table for a terminal."""
-    return "\n".join(as_lines(as_table(scores)))
 
 
 def as_csv(scores: Sequence[Score]) -> str:

@@ -109,14 +109,7 @@ class Objective(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out values, averaged over images and ranks."""
-        self._log_held_out("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As validation, under ``test/``."""
-        self._log_held_out("test", batch)
-
-    def _log_held_out(self, split: str, batch: Batch) -> None:
-        values = {f"{split}/{name}": value for name, value in self.measure(batch).items()}
+        values = {f"val/{name}": value for name, value in self.measure(batch).items()}
         self.log_dict(
             values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True, add_dataloader_idx=False
         )

@@ -4,7 +4,6 @@ Shapes: M images, D width.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,29 +12,9 @@ from torch.nn import functional
 _ROWS = 8192  # images at a time, so that float64 copies stay small
 
 
-@dataclass(frozen=True)
-class Collapse:
-    """What the monitors say of one set of features; see `rankme` and `feature_std`.
-
-    Attributes:
-        rankme: effective rank, up to the width.
-        feature_std: spread of the directions, up to about 1 / sqrt(width).
-        num_images: how many images were looked at.
-    """
-
-    rankme: float
-    feature_std: float
-    num_images: int
-
-
-def collapse(vectors: Tensor) -> Collapse:
-    """Both monitors: (M, D) -> their values."""
-    return Collapse(rankme(vectors), feature_std(vectors), len(vectors))
-
-
 @torch.no_grad()
 def rankme(vectors: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank of the features: (M, D) -> a number from 1 to min(M, D), give or take 1e-3 by ``eps``.
+    """Effective rank of the features: (M, D) -> a number from 1 to min(M, D), within 1e-3 because of ``eps``.
 
     exp of the entropy of the singular values, each divided by their sum, plus ``eps`` (the definition of
     RankMe, https://arxiv.org/abs/2210.02885; not centred, as there). Compare it between runs of one width and

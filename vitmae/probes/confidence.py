@@ -23,9 +23,9 @@ class ProbeResult:
     Attributes:
         probe: "knn", "linear", "logistic", "fewshot" or "attentive".
         pooling: "cls", "avg", or "patches" where the probe reads patch tokens.
-        accuracy: share of test images classified rightly, in [0, 1]; the mean over ``per_seed``.
+        accuracy: share of test images classified correctly, in [0, 1]; the mean over ``per_seed``.
         interval: the 95 % Wilson interval of ``accuracy`` over ``num_images``. It covers the draw of the test
-            images, not that of the seeds: `std` shows the latter.
+            images, not that of the seeds.
         num_images: test images.
         setting: the hyper-parameters behind the accuracy, fixed beforehand or chosen on ``validation``.
         validation: accuracy on the validation split for every candidate; empty where nothing was chosen.
@@ -40,11 +40,6 @@ class ProbeResult:
     setting: Mapping[str, float]
     validation: Mapping[float, float] = field(default_factory=dict)
     per_seed: tuple[float, ...] = ()
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over seeds; nan for a single one."""
-        return mean_std(self.per_seed)[1]
 
 
 def probe_result(

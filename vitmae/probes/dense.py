@@ -49,8 +49,6 @@ class DenseResult:
     Attributes:
         mean_iou: intersection over union, of all test pixels, averaged over the classes that occur.
         interval: its 95 % interval, by the bootstrap over test images.
-        per_class_iou: of each class; nan for one that neither masks nor predictions hold.
-        pixel_accuracy: share of the counted pixels that are classified rightly.
         num_images: test images.
         setting: the chosen hyper-parameters.
         validation: mean IoU on the validation split, for every candidate learning rate.
@@ -58,8 +56,6 @@ class DenseResult:
 
     mean_iou: float
     interval: Interval
-    per_class_iou: tuple[float, ...]
-    pixel_accuracy: float
     num_images: int
     setting: Mapping[str, float]
     validation: Mapping[float, float]
@@ -125,7 +121,9 @@ def dense(
     mask_size = train.masks.shape[1], train.masks.shape[2]
     num_classes = max(_num_classes(part, mask_size) for part in (train, val, test))
     patches = require_patches(train.features)
-    standardize, grid_size = Standardize(patches), _grid_size(train)
+    standardize, grid_size = Standardize(patches), train.features.grid_size
+    if grid_size is None:
+        raise UserError("patch tokens without their grid cannot be put back in place: extract them again")
     heads = [
         DenseHead(standardize, num_classes, grid_size=grid_size, mask_size=mask_size, seed=seed).to(device)
         for _ in base_lrs
@@ -141,14 +139,12 @@ def dense(
         batch_size=batch_size,
         key=(seed, "dense"),
     )
-    validation = [mean_iou(*overlaps(head, val)[:2]) for head in heads]
+    validation = [mean_iou(*overlaps(head, val)) for head in heads]
     chosen = validation.index(max(validation))
-    intersection, union, counted = overlaps(heads[chosen], test)  # (M, K), (M, K), (M,)
+    intersection, union = overlaps(heads[chosen], test)  # (M, K), (M, K)
     return DenseResult(
         mean_iou=mean_iou(intersection, union),
         interval=bootstrap_ratio_interval(intersection, union, seed, "dense"),
-        per_class_iou=tuple((intersection.sum(0) / union.sum(0)).tolist()),
-        pixel_accuracy=(intersection.sum() / counted.sum()).item(),
         num_images=len(test.masks),
         setting={"base_lr": base_lrs[chosen]},
         validation=dict(zip(base_lrs, validation, strict=True)),
@@ -162,12 +158,12 @@ def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return total / (masks != IGNORED).sum().clamp_min(1)
 
 
-def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Per image and class the pixels in both mask and prediction, and in either: (M, K), (M, K); counted: (M,).
+def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor]:
+    """Per image and class the pixels in both mask and prediction, and in either: (M, K), (M, K) int64 on the CPU.
 
-    Ignored pixels are in neither. All are int64, on the CPU.
+    Ignored pixels are in neither.
     """
-    intersections, unions, counted = [], [], []
+    intersections, unions = [], []
     outputs = predict_on_tokens(head, require_patches(part.features))
     for logits, masks in zip(outputs, part.masks.split(ROWS), strict=True):
         num_classes = logits.shape[1]
@@ -176,8 +172,7 @@ def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor, Tenso
         shared = _count(actual, counts & (predicted == actual), num_classes)  # (b, K)
         intersections.append(shared)
         unions.append(_count(actual, counts, num_classes) + _count(predicted, counts, num_classes) - shared)
-        counted.append(counts.sum((1, 2)))
-    return torch.cat(intersections), torch.cat(unions), torch.cat(counted)
+    return torch.cat(intersections), torch.cat(unions)
 
 
 def _count(classes: Tensor, where: Tensor, num_classes: int) -> Tensor:
@@ -192,7 +187,11 @@ def mean_iou(intersection: Tensor, union: Tensor) -> float:
 
 
 def _num_classes(part: SegmentedSet, mask_size: Size) -> int:
-    """One more than the largest class in the masks, which are checked on the way."""
+    """One more than the largest class in the masks.
+
+    Raises:
+        UserError: if the masks do not fit the images, or no pixel counts.
+    """
     images = len(require_patches(part.features))
     if part.masks.shape != (images, *mask_size):
         raise UserError(
@@ -203,9 +202,3 @@ def _num_classes(part: SegmentedSet, mask_size: Size) -> int:
     if not len(classes):
         raise UserError("no pixel of the masks counts: every one is 255, which is ignored")
     return int(classes.max()) + 1
-
-
-def _grid_size(part: SegmentedSet) -> Size:
-    if part.features.grid_size is None:
-        raise UserError("patch tokens without their grid cannot be put back in place: extract them anew")
-    return part.features.grid_size

@@ -1,13 +1,13 @@
 """Features on disk under the key of their content, so that a set is encoded once for all probes.
 
     <root>/<key>/cls.npy, avg.npy, patches.npy, labels.npy    memory-mapped when read
-    <root>/<key>/about.json                                    what the key was made of, in the clear
+    <root>/<key>/about.json                                    what the key was made of, as text
 
-The key is a hash of what the features are a function of: the weights, the data and the transform. So nothing has
-to be invalidated, and a changed checkpoint under an old name cannot bring up old features.
+The key is a hash of what the features are a function of: the weights, the data and the transform. So no entry is ever
+out of date: a changed checkpoint under an old name has another key.
 
-Every file appears whole or not at all, and ``about.json`` last: without it there is no entry. Two processes that
-write the same content do not disturb each other. Only plain arrays and JSON are read; nothing is unpickled.
+Every file appears whole or not at all, and ``about.json`` last: without it there is no entry. Two processes may write
+the same content at once. Only plain arrays and JSON are read; nothing is unpickled.
 
 Shapes: M images, N patches, D width.
 """
@@ -33,19 +33,10 @@ _FORMAT = 1  # part of every key: raise it when the meaning of features changes
 _HEADER = 128  # bytes before the values in a .npy file
 
 
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file, such as a checkpoint: 64 hex digits."""
-    digest = sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def hash_weights(module: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of all parameters and buffers: 64 hex digits.
 
-    For a backbone in memory, untrained or wherever it came from; not for its architecture's other settings.
+    It does not cover the architecture's other settings.
     """
     digest = sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -56,13 +47,13 @@ def hash_weights(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What features are a function of. Every part but ``weights`` may be anything that JSON can hold.
+    """What features are a function of. Every part but ``weights`` may be any JSON value.
 
     Attributes:
-        weights: `hash_weights` of the backbone, or `hash_file` of its checkpoint.
+        weights: `hash_weights` of the backbone.
         data: which images, in which order: a name with a version, or hashes.
         transform: what is done to them: size, crop, mean and std.
-        model: what else the features depend on: settings of the architecture, autocast, the stored type.
+        model: what else the features depend on: settings of the architecture, autocast.
     """
 
     weights: str
@@ -81,9 +72,9 @@ def cached(root: str | Path, content: Content, compute: Callable[[], Iterable[Fe
     """Read features if they are there; else compute, write and read them.
 
     Args:
-        root: the folder of all entries; made where it is missing.
+        root: the folder of all entries; created if it is missing.
         content: what the features are a function of.
-        compute: gives them batch by batch, as `vitmae.probes.features.extract_batches` does.
+        compute: yields them batch by batch, as `vitmae.probes.features.extract_batches` does.
 
     Raises:
         UserError: if the entry is damaged, or there are no images.
@@ -129,7 +120,7 @@ def write(root: str | Path, content: Content, batches: Iterable[Features]) -> No
     """Write features batch by batch, in constant memory.
 
     Args:
-        root: the folder of all entries; made where it is missing.
+        root: the folder of all entries; created if it is missing.
         content: what the features are a function of.
         batches: parts of one set, in order, with the same poolings; float32 or float16.
 
@@ -164,7 +155,7 @@ def write(root: str | Path, content: Content, batches: Iterable[Features]) -> No
 def _header(values: Tensor, images: int) -> bytes:
     """The header of a .npy file of version 1.0, padded to a length that does not depend on the number of images.
 
-    So it can be written first and, when the images have been counted, once more over itself.
+    So it can be written first, and overwritten when the images have been counted.
     """
     shape = (images, *values.shape[1:])
     about = {"descr": values.numpy().dtype.str, "fortran_order": False, "shape": shape}

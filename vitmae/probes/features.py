@@ -3,13 +3,13 @@
     uint8 images -> normalize -> backbone (eval mode, no gradient) -> CLS | mean of the patches | patches
 
 A probe sees an encoder only through these tensors, so two probes of one checkpoint cannot disagree about what
-was measured. Both poolings are kept wherever the backbone has both: which of them is better differs between
-objectives, and a number that does not say which it used cannot be reproduced.
+was measured. A backbone with a CLS token gives both poolings: which is better differs between objectives, and a
+number that does not say which it used cannot be reproduced.
 
 Shapes: M images of a set, B batch, C channels, H W image, N patches, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Features:
     Attributes:
         pooled: per pooling ("cls", "avg"), one vector per image: (M, D).
         labels: (M,) int64; -1 where the set has no labels.
-        patches: the patch tokens, row by row, without prefix tokens: (M, N, D); None where not asked for.
+        patches: the patch tokens, row by row, without prefix tokens: (M, N, D); None unless requested.
         grid_size: (grid_h, grid_w) of ``patches``, N = grid_h * grid_w.
     """
 
@@ -83,7 +83,7 @@ def require_patches(features: Features) -> Tensor:
     """The patch tokens: (M, N, D).
 
     Raises:
-        UserError: if they were not kept.
+        UserError: if the features have none.
     """
     if features.patches is None:
         raise UserError("this probe reads patch tokens, which the features lack: extract them with patches")
@@ -95,26 +95,19 @@ def extract(
     batches: Iterable[Batch],
     normalize: Callable[[Tensor], Tensor],
     *,
-    poolings: Sequence[str] | None = None,
     patches: bool = False,
     autocast: torch.dtype | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Features:
-    """Encode a whole set and keep the features in memory, on the CPU.
+    """Encode a whole set into the CPU's memory, which holds the result twice at its largest.
 
-    At its largest, memory holds the result twice; what does not fit goes through `extract_batches` to
-    `vitmae.probes.feature_cache.write`.
+    What does not fit goes through `extract_batches` to `vitmae.probes.feature_cache.write`.
 
     Args: as `extract_batches`.
 
     Raises:
         UserError: as `extract_batches`, and if there is no image at all.
     """
-    parts = list(
-        extract_batches(
-            backbone, batches, normalize, poolings=poolings, patches=patches, autocast=autocast, dtype=dtype
-        )
-    )
+    parts = list(extract_batches(backbone, batches, normalize, patches=patches, autocast=autocast))
     if not parts:
         raise UserError("there are no images to extract features from: check the split and its folder")
     return Features(
@@ -130,12 +123,10 @@ def extract_batches(
     batches: Iterable[Batch],
     normalize: Callable[[Tensor], Tensor],
     *,
-    poolings: Sequence[str] | None = None,
     patches: bool = False,
     autocast: torch.dtype | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Features]:
-    """Encode batch by batch, in constant memory; the features come back on the CPU.
+    """Encode batch by batch, in constant memory; the features are float32, on the CPU.
 
     The backbone is in eval mode while it encodes and in its own mode between batches, module by module.
 
@@ -143,15 +134,12 @@ def extract_batches(
         backbone: any backbone; images go to the device of its parameters.
         batches: uint8 images and labels.
         normalize: (B, C, H, W) uint8 -> float, as the checkpoint was trained.
-        poolings: "cls", "avg" or both; None for all that the backbone has.
-        patches: whether to keep the patch tokens too (N times the memory).
+        patches: whether to return the patch tokens too (N times the memory).
         autocast: compute in this type under autocast; None computes in the backbone's own.
-        dtype: the type that the features are stored in. Averages are taken in float32 before.
 
     Raises:
-        UserError: if a pooling is unknown or the backbone lacks it, or if features are not finite.
+        UserError: if features are not finite.
     """
-    poolings = _check_poolings(backbone, poolings)
     device = next(backbone.parameters()).device
     for batch in batches:
         images = batch.images.to(device, non_blocking=True)
@@ -159,25 +147,17 @@ def extract_batches(
         # not inference mode: its tensors cannot be saved for a head's backward pass
         with _evaluating(backbone), torch.no_grad(), torch.autocast(device.type, autocast, enabled):
             latent = backbone(normalize(images))  # (B, prefix + N, D)
-        latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        latent = latent.float()
         if not torch.isfinite(latent).all():
             raise UserError("the backbone's features are not finite: take an earlier checkpoint")
         tokens = latent[:, backbone.num_prefix_tokens :]  # (B, N, D)
-        pooled = {"cls": latent[:, 0], "avg": tokens.mean(1)}
+        pooled = {"cls": latent[:, 0].to("cpu", copy=True)} if backbone.has_cls else {}
         yield Features(
-            {pooling: pooled[pooling].to("cpu", dtype, copy=True) for pooling in poolings},
+            pooled | {"avg": tokens.mean(1).cpu()},
             batch.labels.cpu(),
-            tokens.to("cpu", dtype, copy=True) if patches else None,
+            tokens.to("cpu", copy=True) if patches else None,
             backbone.grid_size,
         )
-
-
-def _check_poolings(backbone: Backbone, poolings: Sequence[str] | None) -> Sequence[str]:
-    available = POOLINGS if backbone.has_cls else ("avg",)
-    for pooling in poolings or ():
-        if pooling not in available:
-            raise UserError(f"the backbone has no pooling {pooling!r}: choose from {', '.join(available)}")
-    return available if poolings is None else poolings
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""How far the run is: one bar for all of it in a terminal, a line now and then where the output is a file."""
+"""How far the run is: one bar for the whole run in a terminal, a line every ten seconds where the output is a file.
+
+Not Lightning's own bars: they start again each epoch, and decide by the number of batches when to draw.
+"""
 
 import logging
 import math
@@ -17,7 +20,7 @@ _log = logging.getLogger(__name__)
 class Progress(ProgressBar):
     """Optimiser steps done and left, the loss of the last step and the held-out values of the last validation.
 
-    It looks at the clock each step and at the loss, for which a GPU has to be waited for, only when it draws.
+    Each step it reads the clock. It reads the loss, which waits for the GPU, only when it draws.
 
     Args:
         bar_s: seconds between two drawings of the bar.
@@ -33,11 +36,11 @@ class Progress(ProgressBar):
         self._start = self._drawn = 0.0
 
     def disable(self) -> None:
-        """Ranks other than the first are told to be silent."""
+        """Draw nothing; Lightning calls this on every rank but the first."""
         self._every_s = math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock where the run starts or goes on."""
+        """Start the clock where the run starts or resumes."""
         self._first_step, self._start = trainer.global_step, time.monotonic()
         self._drawn = self._start
         if self._is_terminal and self._every_s < math.inf:
@@ -57,7 +60,7 @@ class Progress(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal's line as it is."""
+        """Leave the bar as it is, and end its line."""
         self._close()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

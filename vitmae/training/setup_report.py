@@ -5,6 +5,7 @@ decay that no optimiser ever saw.
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from vitmae.training.averaging import averages
 if TYPE_CHECKING:  # models stand above training; only the type is needed here
     from vitmae.models.objective import Objective
 
+_WIDTH = 120  # letters, where no terminal has a width
+
 
 class Effects(Callback):
     """Prints the table, keeps it in the run directory, and checks each knob against what was built.
@@ -41,9 +44,9 @@ class Effects(Callback):
         check_knobs(self.config, observed_knobs(trainer, pl_module))
         if trainer.is_global_zero:
             tables = [_run_table(trainer, pl_module), _group_table(trainer, pl_module)]
-            Console().print(*tables, sep="\n")
-            with self.path.open("w") as kept:
-                Console(file=kept, width=120).print(*tables, sep="\n")
+            Console(width=None if sys.stdout.isatty() else _WIDTH).print(*tables, sep="\n")
+            with self.path.open("w") as file:
+                Console(file=file, width=_WIDTH, color_system=None).print(*tables, sep="\n")
 
 
 def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
