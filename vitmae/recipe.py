@@ -99,8 +99,8 @@ def param_groups(
         layer_of: 0 for embeddings … num_layers for the head.
         num_layers: depth + 1 (https://arxiv.org/abs/2111.06377 and its published code).
     """
-    # not timm's param_groups_layer_decay: it asks the whole model, which is an objective here, for a `group_matcher`,
-    # counts decoder and head as layers of their own, and leaves an `lr_scale` that torch's optimisers do not read
+    # timm's param_groups_layer_decay does not fit: it needs a `group_matcher` of the whole objective, and its groups
+    # have an `lr_scale`, which torch's optimisers ignore, instead of a learning rate
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,11 +9,11 @@ from vitmae.errors import UserError
 from vitmae.probes.attentive import AttentiveHead, attentive
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
-from vitmae.probes.head_training import Standardize
+from vitmae.probes.head_training import Standardize, Sweep
 from vitmae.probes.logistic import logistic
 from vitmae.randomness import generator
 
-SETTINGS = {"base_lrs": (1e-4, 3e-2), "epochs": 20, "warmup_epochs": 2, "batch_size": 64, "num_heads": 2}
+SWEEP = Sweep((1e-4, 3e-2), epochs=20, warmup_epochs=2, batch_size=64)
 
 
 def sets(sizes=(300, 150, 150)):
@@ -43,7 +45,7 @@ def test_every_weight_gets_a_gradient():
 
 def test_a_class_that_one_token_tells_is_found_where_the_mean_is_not_enough():
     train, val, test = sets()
-    result = attentive(train, val, test, **SETTINGS)
+    result = attentive(train, val, test, sweep=SWEEP, num_heads=2)
     assert result.accuracy > 0.95
     assert result.accuracy > logistic(train, test)["avg"].accuracy + 0.05
     assert result.interval == wilson_interval(result.accuracy, 150)
@@ -52,17 +54,17 @@ def test_a_class_that_one_token_tells_is_found_where_the_mean_is_not_enough():
 
 def test_the_reported_learning_rate_is_the_best_on_the_validation_split_and_the_head_is_its_own():
     train, val, test = sets()
-    result = attentive(train, val, test, **SETTINGS)
+    result = attentive(train, val, test, sweep=SWEEP, num_heads=2)
     assert result.validation[3e-2] > result.validation[1e-4]
     assert result.setting["base_lr"] == 3e-2
-    alone = attentive(train, val, test, **SETTINGS | {"base_lrs": [3e-2]})
+    alone = attentive(train, val, test, sweep=replace(SWEEP, base_lrs=[3e-2]), num_heads=2)
     assert alone.accuracy == result.accuracy
 
 
 def test_the_choice_never_sees_the_test_split():
     train, val, test = sets()
-    told = attentive(train, val, test, **SETTINGS)
-    fooled = attentive(train, val, permuted_labels(test), **SETTINGS)
+    told = attentive(train, val, test, sweep=SWEEP, num_heads=2)
+    fooled = attentive(train, val, permuted_labels(test), sweep=SWEEP, num_heads=2)
     assert (fooled.setting, fooled.validation) == (told.setting, told.validation)
     assert fooled.accuracy < told.accuracy - 0.2
 
@@ -70,7 +72,9 @@ def test_the_choice_never_sees_the_test_split():
 def test_heads_are_64_wide_unless_the_width_has_no_such_heads():
     def heads_of(width):
         part = Features({}, torch.arange(4) % 2, torch.randn(4, 2, width, generator=generator(0)), (1, 2))
-        return attentive(part, part, part, epochs=1, warmup_epochs=0).setting["num_heads"]
+        return attentive(part, part, part, sweep=Sweep([0.1], epochs=1, warmup_epochs=0, batch_size=256)).setting[
+            "num_heads"
+        ]
 
     assert [heads_of(width) for width in (64, 192, 100)] == [1, 3, 1]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.metrics import jaccard_score
@@ -5,10 +7,10 @@ from sklearn.metrics import jaccard_score
 from vitmae.errors import UserError
 from vitmae.probes.dense import DenseHead, SegmentedSet, dense, mean_iou, overlaps, pixel_loss
 from vitmae.probes.features import Features
-from vitmae.probes.head_training import Standardize
+from vitmae.probes.head_training import Standardize, Sweep
 from vitmae.randomness import generator
 
-SETTINGS = {"base_lrs": (1e-4, 1.0), "epochs": 15, "warmup_epochs": 1, "batch_size": 16}
+SWEEP = Sweep((1e-4, 1.0), epochs=15, warmup_epochs=1, batch_size=16)
 
 
 def halves(count, split="train", num_classes=3, dim=6, pixels=4):
@@ -33,7 +35,7 @@ def head_for(part, num_classes=3, **changes):
 
 
 def test_what_tokens_tell_is_found_at_its_pixels():
-    result = dense(*sets(), **SETTINGS)
+    result = dense(*sets(), sweep=SWEEP)
     # logits between two patches are mixed, which is why a border can be a pixel off
     assert result.mean_iou > 0.85
     assert result.interval[0] < result.mean_iou < result.interval[1]
@@ -84,8 +86,8 @@ def test_a_class_that_no_pixel_shows_is_left_out_of_the_mean():
 def test_a_class_that_only_the_test_split_has_counts_as_missed():
     train, val, test = sets()
     test.masks[:, 0, 0] = 4
-    known = dense(*sets(), **SETTINGS).mean_iou  # of 3 classes; class 3 occurs nowhere
-    assert dense(train, val, test, **SETTINGS).mean_iou == pytest.approx(known * 3 / 4, abs=0.02)
+    known = dense(*sets(), sweep=SWEEP).mean_iou  # of 3 classes; class 3 occurs nowhere
+    assert dense(train, val, test, sweep=SWEEP).mean_iou == pytest.approx(known * 3 / 4, abs=0.02)
 
 
 def test_ignored_pixels_teach_nothing():
@@ -100,16 +102,16 @@ def test_ignored_pixels_teach_nothing():
 
 
 def test_the_reported_learning_rate_is_the_best_on_the_validation_split():
-    result = dense(*sets(), **SETTINGS)
+    result = dense(*sets(), sweep=SWEEP)
     assert result.validation[1.0] > result.validation[1e-4]
     assert result.setting == {"base_lr": 1.0}
-    assert dense(*sets(), **SETTINGS | {"base_lrs": [1.0]}).mean_iou == result.mean_iou
+    assert dense(*sets(), sweep=replace(SWEEP, base_lrs=[1.0])).mean_iou == result.mean_iou
 
 
 def test_the_choice_never_sees_the_test_split():
     train, val, test = sets()
-    told = dense(train, val, test, **SETTINGS)
-    fooled = dense(train, val, SegmentedSet(test.features, test.masks.flip(0)), **SETTINGS)
+    told = dense(train, val, test, sweep=SWEEP)
+    fooled = dense(train, val, SegmentedSet(test.features, test.masks.flip(0)), sweep=SWEEP)
     assert (fooled.setting, fooled.validation) == (told.setting, told.validation)
     assert fooled.mean_iou < told.mean_iou - 0.2
 

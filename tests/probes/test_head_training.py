@@ -5,7 +5,7 @@ from torch import nn
 from vitmae.errors import UserError
 from vitmae.probes.head_training import (
     Standardize,
-    check_sweep,
+    Sweep,
     epoch_batches,
     fit_on_tokens,
     predict_on_tokens,
@@ -30,12 +30,12 @@ def test_without_warm_up_the_first_step_has_the_peak():
 @pytest.mark.parametrize("warmup_epochs", [10, 11, -1])
 def test_a_warm_up_as_long_as_the_run_is_refused(warmup_epochs):
     with pytest.raises(UserError, match="choose fewer warm-up epochs"):
-        check_sweep([0.1], 10, warmup_epochs)
+        Sweep([0.1], 10, warmup_epochs, 8)
 
 
 def test_a_sweep_without_a_learning_rate_is_refused():
     with pytest.raises(UserError, match="needs a learning rate"):
-        check_sweep([], 10, 1)
+        Sweep([], 10, 1, 8)
 
 
 def test_an_epoch_shows_no_image_twice_and_each_epoch_has_its_own_order():
@@ -70,7 +70,8 @@ def squared(outputs, targets):
     return (outputs - targets).square().mean()
 
 
-SETTINGS = {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "key": (0,)}
+def sweep(base_lrs, epochs=3, warmup_epochs=1, batch_size=8):
+    return Sweep(base_lrs, epochs, warmup_epochs, batch_size)
 
 
 def random_tokens(images=20):
@@ -80,10 +81,10 @@ def random_tokens(images=20):
 def test_each_head_of_a_sweep_learns_what_it_would_learn_alone():
     patches, targets = random_tokens()
     together = [Scale(), Scale()]
-    fit_on_tokens(together, patches, targets, squared, base_lrs=[1.0, 10.0], **SETTINGS)
+    fit_on_tokens(together, patches, targets, squared, sweep([1.0, 10.0]), 0)
     for head, base_lr in zip(together, [1.0, 10.0], strict=True):
         alone = Scale()
-        fit_on_tokens([alone], patches, targets, squared, base_lrs=[base_lr], **SETTINGS)
+        fit_on_tokens([alone], patches, targets, squared, sweep([base_lr]), 0)
         assert torch.equal(head.weight, alone.weight)
         assert not head.training
     assert not torch.equal(together[0].weight, together[1].weight)
@@ -92,7 +93,7 @@ def test_each_head_of_a_sweep_learns_what_it_would_learn_alone():
 def test_a_head_takes_the_steps_of_adamw_on_the_batches_of_each_epoch():
     patches, targets = random_tokens()
     head, reference = Scale(), Scale()
-    fit_on_tokens([head], patches, targets, squared, base_lrs=[10.0], **SETTINGS)
+    fit_on_tokens([head], patches, targets, squared, sweep([10.0]), 0)
     optimizer = torch.optim.AdamW(reference.parameters(), weight_decay=0.01)
     for step, ids in enumerate(epoch_batches(20, 8, 3, 0)):
         optimizer.param_groups[0]["lr"] = 10 * 8 / 256 * warmup_cosine(step, 6, 2)
@@ -107,8 +108,8 @@ def test_the_peak_learning_rate_is_scaled_by_the_images_of_a_batch():
     for batch_size, base_lr in ((8, 1.0), (4, 2.0)):
         head = Scale()
         # AdamW's first step has the length of the learning rate, and no warm-up makes it the peak
-        settings = SETTINGS | {"batch_size": batch_size, "epochs": 1, "warmup_epochs": 0}
-        fit_on_tokens([head], patches[:batch_size], targets[:batch_size], squared, base_lrs=[base_lr], **settings)
+        once = sweep([base_lr], epochs=1, warmup_epochs=0, batch_size=batch_size)
+        fit_on_tokens([head], patches[:batch_size], targets[:batch_size], squared, once, 0)
         steps.append((head.weight - 1).abs().mean().item())
     assert steps == pytest.approx([8 / 256] * 2, rel=0.02)
 
@@ -116,7 +117,7 @@ def test_the_peak_learning_rate_is_scaled_by_the_images_of_a_batch():
 def test_a_batch_larger_than_the_set_is_the_set():
     patches, targets = random_tokens(5)
     head = Scale()
-    fit_on_tokens([head], patches, targets, squared, base_lrs=[1.0], **SETTINGS)
+    fit_on_tokens([head], patches, targets, squared, sweep([1.0]), 0)
     assert head.sizes == [(5, 3, 4)] * 3
 
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from vitmae.errors import UserError
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
 from vitmae.probes.head_training import warmup_cosine
-from vitmae.probes.linear import LinearHeads, choose_and_test, fit_heads, linear
+from vitmae.probes.linear import SWEEP, LinearHeads, choose_and_test, fit_heads, linear
 from vitmae.randomness import generator
 
 BASE_LRS = (0.3, 3.0, 30.0)
@@ -77,7 +78,9 @@ def test_in_eval_mode_the_batch_norm_uses_the_statistics_of_all_that_it_was_trai
 
 
 def test_separable_features_are_learned_in_every_pooling():
-    results = linear(clusters(400), clusters(200, split="val"), clusters(200, split="test"), epochs=30)
+    results = linear(
+        clusters(400), clusters(200, split="val"), clusters(200, split="test"), sweep=replace(SWEEP, epochs=30)
+    )
     for pooling in ("cls", "avg"):
         result = results[pooling]
         assert result.accuracy > 0.97
@@ -88,14 +91,14 @@ def test_separable_features_are_learned_in_every_pooling():
 def test_the_reported_learning_rate_is_the_best_on_the_validation_split_and_the_head_is_its_own():
     train, val = clusters(400, spread=1.2), clusters(200, spread=1.2, split="val")
     test = clusters(200, spread=1.2, split="test")
-    results = linear(train, val, test, base_lrs=BASE_LRS, epochs=15)
+    results = linear(train, val, test, sweep=replace(SWEEP, base_lrs=BASE_LRS, epochs=15))
     for pooling in ("cls", "avg"):
         validation = results[pooling].validation
         assert tuple(validation) == BASE_LRS
         assert len(set(validation.values())) > 1
         best = max(validation, key=lambda base_lr: validation[base_lr])
         assert results[pooling].setting == {"base_lr": best}
-        alone = linear(train, val, test, base_lrs=[best], epochs=15)
+        alone = linear(train, val, test, sweep=replace(SWEEP, base_lrs=[best], epochs=15))
         assert alone[pooling].accuracy == results[pooling].accuracy
         assert alone[pooling].validation == {best: validation[best]}
 
@@ -103,8 +106,8 @@ def test_the_reported_learning_rate_is_the_best_on_the_validation_split_and_the_
 def test_the_choice_never_sees_the_test_split():
     train, val = clusters(200, spread=1.2), clusters(100, spread=1.2, split="val")
     test = clusters(100, spread=1.2, split="test")
-    told = linear(train, val, test, base_lrs=BASE_LRS, epochs=15)
-    fooled = linear(train, val, permuted_labels(test), base_lrs=BASE_LRS, epochs=15)
+    told = linear(train, val, test, sweep=replace(SWEEP, base_lrs=BASE_LRS, epochs=15))
+    fooled = linear(train, val, permuted_labels(test), sweep=replace(SWEEP, base_lrs=BASE_LRS, epochs=15))
     for pooling in ("cls", "avg"):
         assert fooled[pooling].setting == told[pooling].setting
         assert fooled[pooling].validation == told[pooling].validation
@@ -129,26 +132,26 @@ def test_each_pooling_is_judged_by_its_own_head():
 def test_equal_seeds_give_equal_results_and_training_changes_no_feature():
     train, val, test = clusters(100), clusters(50, split="val"), clusters(50, split="test")
     before = copy.deepcopy(train.pooled)
-    settings = {"base_lrs": BASE_LRS, "epochs": 4, "warmup_epochs": 1, "batch_size": 30}
-    assert linear(train, val, test, **settings) == linear(train, val, test, **settings)
+    short = replace(SWEEP, base_lrs=BASE_LRS, epochs=4, warmup_epochs=1, batch_size=30)
+    assert linear(train, val, test, sweep=short) == linear(train, val, test, sweep=short)
     assert all(torch.equal(before[pooling], train.pooled[pooling]) for pooling in before)
 
 
 def test_half_precision_features_serve_as_well():
     sets = [clusters(100, split=split) for split in ("train", "val", "test")]
     half = [Features({name: x.half() for name, x in part.pooled.items()}, part.labels) for part in sets]
-    assert linear(*half, epochs=30)["avg"].accuracy > 0.95
+    assert linear(*half, sweep=replace(SWEEP, epochs=30))["avg"].accuracy > 0.95
 
 
 def test_bad_settings_are_refused():
     part = clusters(20)
     unlabelled = Features(part.pooled, torch.full((20,), -1))
     with pytest.raises(UserError, match="a probe needs a learning rate"):
-        linear(part, part, part, base_lrs=[])
+        linear(part, part, part, sweep=replace(SWEEP, base_lrs=[]))
     with pytest.raises(UserError, match="fewer warm-up epochs"):
-        linear(part, part, part, epochs=5)
+        linear(part, part, part, sweep=replace(SWEEP, epochs=5))
     with pytest.raises(UserError, match="two training images"):
         linear(part.subset(torch.tensor([0])), part, part)
     for sets in ((unlabelled, part, part), (part, unlabelled, part), (part, part, unlabelled)):
         with pytest.raises(UserError, match="have no label"):
-            linear(*sets, epochs=2, warmup_epochs=1)
+            linear(*sets, sweep=replace(SWEEP, epochs=2, warmup_epochs=1))

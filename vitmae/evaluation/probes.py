@@ -18,6 +18,7 @@ from vitmae.evaluation.probe_data import AugmentedFeatures, Sets
 from vitmae.evaluation.scores import Score, of_probe
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
+from vitmae.probes.head_training import Sweep
 
 _log = logging.getLogger(__name__)
 
@@ -105,10 +106,7 @@ class Linear:
             train,
             val,
             test,
-            base_lrs=self.base_lrs,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size,
+            sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
             seed=sets.seed,
             device=sets.device,
             batches=batches,
@@ -208,10 +206,7 @@ class Attentive:
         result = attentive.attentive(
             *sets.features(patches=True),
             num_heads=self.num_heads,
-            base_lrs=self.base_lrs,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size,
+            sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
             seed=sets.seed,
             device=sets.device,
         )
@@ -242,10 +237,7 @@ class Dense:
         """Train all heads, and score the one that is best on the validation images."""
         result = dense.dense(
             *sets.segmented(),
-            base_lrs=self.base_lrs,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size,
+            sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
             seed=sets.seed,
             device=sets.device,
         )

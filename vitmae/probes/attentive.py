@@ -2,15 +2,13 @@
 
     patch tokens -> standardised -> one cross-attention query -> linear layer -> softmax
 
-It asks what the tokens hold together, where a pooled probe asks what their mean holds; features of masked
-prediction are often far better by this measure (introduced by Context Autoencoder,
-https://arxiv.org/abs/2202.03026, as "attentive probing").
+It measures what all tokens hold, where a pooled probe measures what their mean holds; features of masked prediction
+often do far better here (introduced by Context Autoencoder, https://arxiv.org/abs/2202.03026, as "attentive probing").
 
 Shapes: M images, B batch, N patches, D width, h attention heads of width e = D / h, K classes.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +17,14 @@ from torch.nn import functional
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels, require_patches
-from vitmae.probes.head_training import Standardize, check_sweep, fit_on_tokens, predict_on_tokens
+from vitmae.probes.head_training import Standardize, Sweep, fit_on_tokens, predict_on_tokens
 from vitmae.randomness import generator
 
 BASE_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # per 256 images
 EPOCHS = 50
 WARMUP_EPOCHS = 5
 BATCH_SIZE = 256
+SWEEP = Sweep(BASE_LRS, EPOCHS, WARMUP_EPOCHS, BATCH_SIZE)
 
 
 class AttentiveHead(nn.Module):
@@ -75,10 +74,7 @@ def attentive(
     test: Features,
     *,
     num_heads: int | None = None,
-    base_lrs: Sequence[float] = BASE_LRS,
-    epochs: int = EPOCHS,
-    warmup_epochs: int = WARMUP_EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    sweep: Sweep = SWEEP,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> ProbeResult:
@@ -86,38 +82,24 @@ def attentive(
 
     Args:
         train: labelled, with patch tokens.
-        val: likewise; chooses the learning rate.
-        test: likewise; touched once, by the chosen head.
+        val: labelled, with patch tokens; chooses the learning rate.
+        test: labelled, with patch tokens; touched once, by the chosen head.
         num_heads: of the attention; None for heads of width 64, as in ViT, or one where 64 does not divide D.
-        base_lrs: the candidates, per 256 images, for AdamW.
-        epochs: passes over ``train``.
-        warmup_epochs: how many of them warm up.
-        batch_size: clamped to the size of ``train``.
+        sweep: the learning rates of AdamW, and how long and on which batches to train.
         seed: of initial weights and order.
         device: where to train; tokens stay where they are and come batch by batch.
 
     Raises:
-        UserError: if labels or patch tokens are missing, or settings do not fit.
+        UserError: if labels or patch tokens are missing, or ``num_heads`` does not divide D.
     """
-    check_sweep(base_lrs, epochs, warmup_epochs)
     require_labels(train, val, test)
     patches = require_patches(train), require_patches(val), require_patches(test)
     width = patches[0].shape[2]
     if num_heads is None:
         num_heads = width // 64 if width % 64 == 0 else 1
     standardize = Standardize(patches[0])
-    heads = [AttentiveHead(standardize, train.num_classes, num_heads, seed).to(device) for _ in base_lrs]
-    fit_on_tokens(
-        heads,
-        patches[0],
-        train.labels,
-        functional.cross_entropy,
-        base_lrs=base_lrs,
-        epochs=epochs,
-        warmup_epochs=warmup_epochs,
-        batch_size=batch_size,
-        key=(seed, "attentive"),
-    )
+    heads = [AttentiveHead(standardize, train.num_classes, num_heads, seed).to(device) for _ in sweep.base_lrs]
+    fit_on_tokens(heads, patches[0], train.labels, functional.cross_entropy, sweep, seed, "attentive")
     accuracies = [accuracy_of(_predict(head, patches[1]), val.labels) for head in heads]
     chosen = accuracies.index(max(accuracies))
     return probe_result(
@@ -125,8 +107,8 @@ def attentive(
         "patches",
         per_seed=[accuracy_of(_predict(heads[chosen], patches[2]), test.labels)],
         num_images=len(test),
-        setting={"base_lr": base_lrs[chosen], "num_heads": num_heads},
-        validation=dict(zip(base_lrs, accuracies, strict=True)),
+        setting={"base_lr": sweep.base_lrs[chosen], "num_heads": num_heads},
+        validation=dict(zip(sweep.base_lrs, accuracies, strict=True)),
     )
 
 

@@ -8,7 +8,7 @@ upsampling of the logits, mean intersection over union.
 Shapes: M images, B batch, N = grid_h * grid_w patches, D width, K classes, H W mask height and width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from vitmae.errors import UserError
 from vitmae.probes.confidence import Interval, bootstrap_ratio_interval
 from vitmae.probes.features import Features, require_patches
-from vitmae.probes.head_training import ROWS, Standardize, check_sweep, fit_on_tokens, predict_on_tokens
+from vitmae.probes.head_training import ROWS, Standardize, Sweep, fit_on_tokens, predict_on_tokens
 from vitmae.randomness import generator
 from vitmae.tokens.patches import Size
 
@@ -26,6 +26,7 @@ BASE_LRS = (1e-3, 1e-2, 1e-1, 1.0)  # per 256 images, of which a batch of masks 
 EPOCHS = 20
 WARMUP_EPOCHS = 2
 BATCH_SIZE = 32
+SWEEP = Sweep(BASE_LRS, EPOCHS, WARMUP_EPOCHS, BATCH_SIZE)
 IGNORED = 255
 
 
@@ -94,10 +95,7 @@ def dense(
     val: SegmentedSet,
     test: SegmentedSet,
     *,
-    base_lrs: Sequence[float] = BASE_LRS,
-    epochs: int = EPOCHS,
-    warmup_epochs: int = WARMUP_EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    sweep: Sweep = SWEEP,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> DenseResult:
@@ -107,17 +105,13 @@ def dense(
         train: what the heads are trained on.
         val: chooses the learning rate by mean IoU.
         test: touched once, by the chosen head. A class that only occurs here counts, with an IoU of 0.
-        base_lrs: the candidates, per 256 images, for AdamW.
-        epochs: passes over ``train``.
-        warmup_epochs: how many of them warm up.
-        batch_size: clamped to the size of ``train``.
+        sweep: the learning rates of AdamW, and how long and on which batches to train.
         seed: of initial weights, order and bootstrap.
         device: where to train; tokens and masks stay where they are and come batch by batch.
 
     Raises:
-        UserError: if patch tokens are missing, masks do not fit the images, or settings do not fit.
+        UserError: if patch tokens are missing, or masks do not fit the images.
     """
-    check_sweep(base_lrs, epochs, warmup_epochs)
     mask_size = train.masks.shape[1], train.masks.shape[2]
     num_classes = max(_num_classes(part, mask_size) for part in (train, val, test))
     patches = require_patches(train.features)
@@ -126,19 +120,9 @@ def dense(
         raise UserError("patch tokens without their grid cannot be put back in place: extract them again")
     heads = [
         DenseHead(standardize, num_classes, grid_size=grid_size, mask_size=mask_size, seed=seed).to(device)
-        for _ in base_lrs
+        for _ in sweep.base_lrs
     ]
-    fit_on_tokens(
-        heads,
-        patches,
-        train.masks,
-        pixel_loss,
-        base_lrs=base_lrs,
-        epochs=epochs,
-        warmup_epochs=warmup_epochs,
-        batch_size=batch_size,
-        key=(seed, "dense"),
-    )
+    fit_on_tokens(heads, patches, train.masks, pixel_loss, sweep, seed, "dense")
     validation = [mean_iou(*overlaps(head, val)) for head in heads]
     chosen = validation.index(max(validation))
     intersection, union = overlaps(heads[chosen], test)  # (M, K), (M, K)
@@ -146,8 +130,8 @@ def dense(
         mean_iou=mean_iou(intersection, union),
         interval=bootstrap_ratio_interval(intersection, union, seed, "dense"),
         num_images=len(test.masks),
-        setting={"base_lr": base_lrs[chosen]},
-        validation=dict(zip(base_lrs, validation, strict=True)),
+        setting={"base_lr": sweep.base_lrs[chosen]},
+        validation=dict(zip(sweep.base_lrs, validation, strict=True)),
     )
 
 

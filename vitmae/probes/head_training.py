@@ -8,6 +8,7 @@ Shapes: M images, N patches, D width.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,35 @@ from vitmae.randomness import permutation
 
 WEIGHT_DECAY = 0.01  # of AdamW
 
-ROWS = 64  # images at a time where a whole set is looked at, so that working copies stay small
+ROWS = 64  # images at a time where a whole set is read, so that working copies stay small
 
 
-def check_sweep(base_lrs: Sequence[float], epochs: int, warmup_epochs: int) -> None:
-    """Refuse, before anything is trained, a sweep without candidates or a warm-up that leaves nothing of the run.
+@dataclass(frozen=True)
+class Sweep:
+    """How a head is trained for each of several learning rates.
+
+    Attributes:
+        base_lrs: the candidates, per 256 images: the peak of one is base_lr * batch_size / 256.
+        epochs: passes over the training images.
+        warmup_epochs: how many of them warm up; fewer than ``epochs``.
+        batch_size: clamped to the number of training images.
 
     Raises:
-        UserError: unless there is a learning rate and 0 <= ``warmup_epochs`` < ``epochs``.
+        UserError: if there is no learning rate, or the warm-up is no shorter than the run.
     """
-    if not base_lrs:
-        raise UserError("a probe needs a learning rate: give base_lrs at least one")
-    if not 0 <= warmup_epochs < epochs:
-        raise UserError(f"a probe of {epochs} epochs cannot warm up for {warmup_epochs}: choose fewer warm-up epochs")
+
+    base_lrs: Sequence[float]
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not self.base_lrs:
+            raise UserError("a probe needs a learning rate: give base_lrs at least one")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise UserError(
+                f"a probe of {self.epochs} epochs cannot warm up for {self.warmup_epochs}: choose fewer warm-up epochs"
+            )
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
@@ -49,7 +66,7 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def epoch_batches(num_images: int, batch_size: int, epochs: int, *key: int | str) -> Iterator[Tensor]:
-    """Ids of batch after batch, (batch_size,) int64, in an order that each epoch draws anew from (key, epoch).
+    """Ids of batch after batch, (batch_size,) int64, in an order that is a function of (key, epoch).
 
     What is left of an epoch after the last full batch is not seen in that epoch, so that every step has the same
     weight. A set smaller than ``batch_size`` would give no batch.
@@ -64,12 +81,8 @@ def fit_on_tokens(
     patches: Tensor,
     targets: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    base_lrs: Sequence[float],
-    epochs: int,
-    warmup_epochs: int,
-    batch_size: int,
-    key: Sequence[int | str],
+    sweep: Sweep,
+    *key: int | str,
 ) -> None:
     """Train one head per learning rate on cached patch tokens, with AdamW (which scales each weight by itself).
 
@@ -78,25 +91,20 @@ def fit_on_tokens(
         patches: (M, N, D), of any floating type, and memory-mapped or not.
         targets: (M, ...).
         loss: outputs of a head and targets of a batch -> a scalar.
-        base_lrs: one per head, per 256 images: the peak is base_lr * batch_size / 256.
-        epochs: passes over the images.
-        warmup_epochs: how many of them warm up.
-        batch_size: clamped to M.
+        sweep: one learning rate per head.
         key: what identifies the order of the images, such as a seed.
     """
-    batch_size = min(batch_size, len(patches))
+    batch_size = min(sweep.batch_size, len(patches))
     steps_per_epoch = len(patches) // batch_size
     groups = [
         {"params": list(head.parameters()), "lr": base_lr * batch_size / 256}
-        for head, base_lr in zip(heads, base_lrs, strict=True)
+        for head, base_lr in zip(heads, sweep.base_lrs, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    schedule = LambdaLR(
-        optimizer,
-        lambda step: warmup_cosine(step, epochs * steps_per_epoch, warmup_epochs * steps_per_epoch),
-    )
+    steps, warmup_steps = sweep.epochs * steps_per_epoch, sweep.warmup_epochs * steps_per_epoch
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup_steps))
     device = next(heads[0].parameters()).device
-    for ids in epoch_batches(len(patches), batch_size, epochs, *key):
+    for ids in epoch_batches(len(patches), batch_size, sweep.epochs, *key):
         tokens = patches[ids].to(device, torch.float32)  # (B, N, D)
         expected = targets[ids].to(device)  # (B, ...)
         optimizer.zero_grad()

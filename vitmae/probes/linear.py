@@ -5,7 +5,7 @@
 LARS, momentum 0.9, no weight decay, base lr 0.1, batch 16,384, 90 epochs of which 10 warm up, cosine per step.
 The learning rate is chosen on the validation split, and only the chosen head is scored on the test split.
 With fewer images than a batch holds, 90 epochs are 90 steps, which are not enough where features are strongly
-correlated: there `vitmae.probes.logistic` says what is linearly readable.
+correlated: use `vitmae.probes.logistic` there.
 
 The heads are one stack of weights and meet the features in one product. LARS scales each head's step by its own
 weight and gradient norms, so a head in a stack learns what it would learn alone.
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitmae.errors import UserError
 from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels
-from vitmae.probes.head_training import check_sweep, epoch_batches, warmup_cosine
+from vitmae.probes.head_training import Sweep, epoch_batches, warmup_cosine
 from vitmae.randomness import generator
 
 # Per 256 images. The paper's is 0.1, for the million images of ImageNet. LARS moves a weight by a share of its norm
@@ -34,6 +34,7 @@ BASE_LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 EPOCHS = 90
 WARMUP_EPOCHS = 10
 BATCH_SIZE = 16384
+SWEEP = Sweep(BASE_LRS, EPOCHS, WARMUP_EPOCHS, BATCH_SIZE)
 
 _LOGITS = 1 << 24  # logits at a time, so that a batch of 16,384 with many heads and classes fits
 
@@ -61,8 +62,8 @@ class LinearHeads(nn.Module):
         super().__init__()
         self.poolings, self.base_lrs = tuple(poolings), tuple(base_lrs)
         stack = len(self.poolings), len(self.base_lrs)
-        # the features are frozen, so their plain average over all batches is what a running mean is after:
-        # the usual exponential one would still hold its initial values after a run of a few steps
+        # a plain average over all batches (momentum=None): the usual exponential one would still hold its initial
+        # values after a run of a few steps
         self.norm = nn.BatchNorm1d(stack[0] * num_features, eps=1e-6, momentum=None, affine=False)
         initial = torch.empty(num_features, num_classes)
         nn.init.trunc_normal_(initial, std=0.01, a=-0.02, b=0.02, generator=generator(seed, "linear"))
@@ -123,10 +124,7 @@ def linear(
     val: Features,
     test: Features,
     *,
-    base_lrs: Sequence[float] = BASE_LRS,
-    epochs: int = EPOCHS,
-    warmup_epochs: int = WARMUP_EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    sweep: Sweep = SWEEP,
     seed: int = 0,
     device: torch.device | str = "cpu",
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
@@ -137,37 +135,33 @@ def linear(
         train: labelled.
         val: labelled; chooses the learning rate.
         test: labelled; touched once; only the chosen heads are scored on it.
-        base_lrs: the candidates, per 256 images.
-        epochs: passes over ``train``.
-        warmup_epochs: how many of them warm up.
-        batch_size: clamped to the size of ``train``, and the learning rates with it.
+        sweep: the learning rates of LARS, and how long and on which batches to train.
         seed: of initial weights and order.
         device: where to train; features stay where they are and come batch by batch.
         batches: what to train on instead of the cached features of ``train``, such as those of augmented images:
-            features (P, B, D) and labels (B,), as many as ``epochs`` over ``train`` make.
+            features (P, B, D) and labels (B,), as many as the epochs over ``train`` make.
 
     Raises:
-        UserError: if labels or learning rates are missing, or the warm-up is no shorter than the run.
+        UserError: if labels are missing, or ``train`` has fewer than two images.
     """
-    check_sweep(base_lrs, epochs, warmup_epochs)
     require_labels(train, val, test)
     if len(train) < 2:
         raise UserError("a linear probe needs two training images or more: check the training split")
-    batch_size = min(batch_size, len(train))
+    batch_size = min(sweep.batch_size, len(train))
     heads = LinearHeads(
         next(iter(train.pooled.values())).shape[1],
         train.num_classes,
         poolings=tuple(train.pooled),
-        base_lrs=base_lrs,
+        base_lrs=sweep.base_lrs,
         seed=seed,
     ).to(device)
     steps_per_epoch = len(train) // batch_size
     fit_heads(
         heads,
-        batches or _cached(heads, train, epoch_batches(len(train), batch_size, epochs, seed, "linear")),
+        batches or _cached(heads, train, epoch_batches(len(train), batch_size, sweep.epochs, seed, "linear")),
         batch_size=batch_size,
-        steps=epochs * steps_per_epoch,
-        warmup_steps=warmup_epochs * steps_per_epoch,
+        steps=sweep.epochs * steps_per_epoch,
+        warmup_steps=sweep.warmup_epochs * steps_per_epoch,
     )
     return choose_and_test(heads, val, test)
 
@@ -211,8 +205,8 @@ def _predict(heads: LinearHeads, features: Features) -> Tensor:
 def _lars(heads: LinearHeads, rates: Sequence[float]) -> Lars:
     """LARS on views of the stack, one per head: the trust ratio is the head's own.
 
-    As in the published recipe, biases take plain momentum steps. The ratio is asked for explicitly, because
-    timm's LARS adapts nothing where there is no weight decay.
+    As in the published recipe, biases take plain momentum steps. ``always_adapt`` turns the ratio on,
+    because timm's LARS adapts nothing without weight decay.
     """
     groups = []
     for stack, adapt in ((heads.weight, True), (heads.bias, False)):
