@@ -1,4 +1,4 @@
-"""Write a file so that whatever dies, and whenever, a reader finds the old content or the new, never a part of it."""
+"""Write a file so that a reader finds the old content or the new, never a part, even if the writer is killed."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ _MARK = ".tmp"
 
 @contextmanager
 def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a name beside `path`; what stands there when the block ends well becomes `path`, else it is removed.
+    """Yield a name in the folder of `path`; its file becomes `path` when the block ends, and is removed if it raises.
 
-    It lies beside the target so that the renaming stays on one file system. Where it is to be durable, file and folder
-    are synced, so that it also survives a loss of power; a million small files would take hours so.
+    The same folder keeps the renaming on one file system. ``durable`` syncs file and folder, so that the file survives
+    a loss of power; for a million small files that would take hours.
     """
     part = path.with_name(f"{path.name}{_MARK}{os.getpid()}")
     try:
@@ -33,20 +33,20 @@ def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was."""
+    """Yield a binary file that becomes `path` when the block ends; if the block raises, `path` stays as it was."""
     with atomic_replace(path, durable) as part, open(part, "wb") as file:
         yield file
 
 
 def make_folder(folder: Path, shown: str) -> None:
-    """Make a folder to write into, and those above it; one that is there already will do.
+    """Create a folder to write into, with its parents, unless it exists.
 
     Args:
-        folder: which.
-        shown: the setting that asks for it, as in ``out=features``.
+        folder: its path.
+        shown: the setting that names it, as in ``out=features``.
 
     Raises:
-        UserError: something else stands in its way, or nothing may be written there.
+        UserError: a file of that name exists, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def make_folder(folder: Path, shown: str) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder."""
+    """Delete the unfinished files of writers that were killed."""
     for part in folder.glob(f"*{_MARK}[0-9]*"):
         part.unlink(missing_ok=True)
 

@@ -259,7 +259,7 @@ def test_augmentation_is_the_same_whatever_the_workers(tmp_path):
         assert torch.equal(one.images, other.images)
 
 
-def test_repeats_show_an_image_several_times_in_its_batch_each_time_anew():
+def test_repeats_show_an_image_several_times_in_its_batch_each_time_differently():
     settings = {
         "source": Tensors(40, (16, 16), 3),
         "img_size": 16,

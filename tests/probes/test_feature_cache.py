@@ -115,7 +115,7 @@ def test_an_entry_appears_at_once_when_it_is_complete(tmp_path):
     assert sorted(os.listdir(tmp_path / CONTENT.key)) == names
 
 
-def test_files_without_their_description_are_no_entry_and_are_written_anew(tmp_path):
+def test_files_without_their_description_are_no_entry_and_are_written_again(tmp_path):
     write(tmp_path, CONTENT, in_batches(features(4)))
     (tmp_path / CONTENT.key / "about.json").unlink()
     assert_equal(cached(tmp_path, CONTENT, lambda: in_batches(features())), features())

@@ -65,7 +65,7 @@ def test_the_same_command_twice_in_one_slurm_job_makes_two_runs(tmp_path):
 def test_a_directory_that_holds_a_run_is_refused_unless_it_is_resumed(tmp_path):
     start(tmp_path)
     identity = read_summary(tmp_path)["id"]
-    with pytest.raises(UserError, match="holds a run: go on with ckpt="):
+    with pytest.raises(UserError, match="holds a run: resume it with ckpt="):
         start(tmp_path)
     start(tmp_path, is_resumed=True)
     assert read_summary(tmp_path)["id"] == identity  # under which it is known to dashboards

@@ -48,7 +48,7 @@ def test_an_interrupted_run_ends_in_75_and_says_how_to_go_on(tmp_path, monkeypat
         raise Interrupted(120)
     assert end.value.code == 75
     assert run.summary()["state"] == "interrupted"
-    assert "stopped after step 120; to go on: python -m vitmae.train 'ckpt=runs/a run'" in caplog.text
+    assert "stopped after step 120; to resume: python -m vitmae.train 'ckpt=runs/a run'" in caplog.text
 
 
 @pytest.mark.parametrize(("launch", "code"), [(CHILD, 0), (SEPARATE, 75)])

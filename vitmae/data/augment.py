@@ -22,7 +22,7 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R 601
 def augmentation(
     rand_augment: float | None, random_erasing: float, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-    """What is asked for, in the order in which it is done; what comes in is the data's mean."""
+    """The augmentations that the settings turn on, in order; pixels from outside of an image have the data's mean."""
     chosen: list[Callable[[Tensor, Tensor], Tensor]] = []
     if rand_augment is not None:
         chosen.append(RandAugment(rand_augment, fill=mean))
@@ -32,16 +32,16 @@ def augmentation(
 
 
 class RandAugment:
-    """Two random operations after each other, each done with probability 1/2.
+    """Two random operations, one after the other, each applied with probability 1/2.
 
     RandAugment (https://arxiv.org/abs/1909.13719) as MAE fine-tunes with it (https://arxiv.org/abs/2111.06377, table
     9): timm's ``rand-m9-mstd0.5-inc1``, 15 operations that all grow with the magnitude.
 
     Args:
         magnitude: 0 to 10; each image and operation draws its own from a normal distribution around it.
-        fill: what comes in where an image is moved away, per channel, in [0, 1].
+        fill: the value of pixels from outside of the image, per channel, in [0, 1].
         std: of that distribution.
-        num_ops: how many operations after each other.
+        num_ops: how many operations, one after the other.
     """
 
     def __init__(self, magnitude: float, fill: tuple[float, ...], std: float = 0.5, num_ops: int = 2) -> None:
@@ -68,12 +68,12 @@ class RandAugment:
 
 
 class RandomErasing:
-    """Noise instead of a random box (https://arxiv.org/abs/1708.04896), in MAE's fine-tuning with probability 0.25.
+    """Replace a random box by noise (https://arxiv.org/abs/1708.04896); MAE fine-tunes with probability 0.25.
 
     Args:
-        probability: of an image to lose a box, of 2 to 33 % of its area.
+        probability: that an image loses a box; the box has 2 to 33 % of its area.
         mean: of the noise, per channel, of pixels in [0, 1]: the data's.
-        std: of the noise, likewise.
+        std: of the noise, per channel, of pixels in [0, 1].
     """
 
     def __init__(self, probability: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -107,11 +107,11 @@ def _to_bytes(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else images.clamp(0, 255).to(torch.uint8)
 
 
-# -- the operations: images (b, C, H, W) uint8 -> uint8, or floats that are cut down to bytes --------------------------
+# -- the operations: images (b, C, H, W) uint8 -> uint8, or floats that `_to_bytes` cuts ------------------------------
 
 
 class Amount(NamedTuple):
-    """How an operation is done.
+    """How strongly an operation is applied.
 
     Attributes:
         strength: (b, 1, 1, 1) in [0, 1].
@@ -212,7 +212,7 @@ def _translate(images: Tensor, amount: Amount, axis: int) -> Tensor:
 
 
 def _move(images: Tensor, fill: Tensor, matrix: list[list[Any]]) -> Tensor:
-    """See at each (x, y), in pixels from the middle, what was at ``matrix`` @ (x, y, 1): numbers or (b, 1, 1, 1)."""
+    """Show at each (x, y), in pixels from the middle, the pixel at ``matrix`` @ (x, y, 1): numbers or (b, 1, 1, 1)."""
     height, width = images.shape[2:]
     ratio = [[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]]  # to torch's -1 to 1
     theta = images.new_empty(len(images), 2, 3, dtype=torch.float32)
@@ -221,7 +221,7 @@ def _move(images: Tensor, fill: Tensor, matrix: list[list[Any]]) -> Tensor:
             value = matrix[row][column] * ratio[row][column]
             theta[:, row, column] = value.flatten() if isinstance(value, Tensor) else value
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # Relative to the fill, so that the zeros that come in are the fill.
+    # relative to the fill, because grid_sample puts zeros outside of the image
     return (F.grid_sample(images - fill, grid, align_corners=False) + fill).round()
 
 

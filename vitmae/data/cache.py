@@ -1,4 +1,4 @@
-"""What is measured once about a set of images and remembered: small JSON files under a content key."""
+"""Results that are measured once per set of images, cached as small JSON files under a content key."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from vitmae.atomic import atomic_write
 
 
 def cache_dir() -> Path:
-    """Where things are remembered: $VITMAE_CACHE, or ~/.cache/vitmae."""
+    """The folder of the cache: $VITMAE_CACHE, or ~/.cache/vitmae."""
     return Path(os.environ.get("VITMAE_CACHE") or Path.home() / ".cache" / "vitmae")
 
 
 def digest(*parts: object) -> str:
-    """One key of many parts: bytes as they are, anything else as it is printed."""
+    """A hash of many parts: of bytes as they are, of anything else as text."""
     key = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes | memoryview) else str(part).encode(errors="surrogateescape")
@@ -27,7 +27,7 @@ def digest(*parts: object) -> str:
 
 
 def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returned when it was last called for this key, else what it returns now.
+    """The cached answer for this key; without one, ``compute`` is called and its answer cached.
 
     Args:
         kind: a folder of the cache.
@@ -39,7 +39,7 @@ def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         answer = compute()
-    with suppress(OSError):  # a home that cannot be written to costs time, not the run
+    with suppress(OSError):  # without a writable cache a run takes longer, but works
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(answer).encode())

@@ -1,8 +1,8 @@
-"""The geometry of a batch: which box of each image is seen, resized to the model's size, shifted and flipped.
+"""The geometry of a batch: a box of each image is cut out, resized to the model's size, shifted and flipped.
 
     boxes (a function of the keys and the image sizes) -> resample -> shift -> flip
 
-Images of one size are cropped together, on whatever device they are on; images from files one by one in the
+Images of one size are cropped together, on the device they are on; images from files one by one in the
 workers. Both resize with the same antialiased bicubic filter, the one of the MAE recipe.
 
 Every random number is drawn on the CPU from the samples' keys, so that a crop is the same on any device.
@@ -21,24 +21,22 @@ from torch import Tensor
 from vitmae.randomness import fold_each, uniform
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
-
-
-_SMALL = 2**14  # values of an image: below, one long copy of all is quicker than one of each
+_SMALL = 2**14  # values of an image, below which one copy of all images is quicker than one copy of each
 
 CROPS = ("none", "pad", "random_resized")
 
 
 @dataclass(frozen=True)
 class View:
-    """How images are seen.
+    """How images are cropped, resized and flipped.
 
     Attributes:
         size: (h, w) in pixels.
-        crop: none, the centre as in evaluation; pad, the centre shifted by up to an eighth of the size, black
-            coming in; random_resized, a random box (https://arxiv.org/abs/1409.4842).
+        crop: none, the centre as in evaluation; pad, the centre shifted by up to an eighth of the size, over
+            black; random_resized, a random box (https://arxiv.org/abs/1409.4842).
         scale: smallest and largest share of the image's area in a random box.
         ratio: smallest and largest width / height of a random box.
-        hflip: mirror every second image, at random.
+        hflip: mirror an image with probability 1/2.
         crop_pct: the share of an image's shorter side that the centre keeps.
     """
 
@@ -50,7 +48,7 @@ class View:
     crop_pct: float = 1.0
 
     def for_evaluation(self) -> "View":
-        """The same with nothing random."""
+        """The same view without anything random."""
         return replace(self, crop="none", hflip=False)
 
     def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
@@ -60,7 +58,7 @@ class View:
         return central_boxes(heights, widths, self.size, self.crop_pct)
 
     def move(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Shift and flip images that have their size: (B, C, h, w), keys (B,) -> (B, C, h, w)."""
+        """Shift and flip images that are already resized: (B, C, h, w), keys (B,) -> (B, C, h, w)."""
         if self.crop == "pad":
             images = shift(images, keys, max(1, min(self.size) // 8))
         if self.hflip:
@@ -68,7 +66,7 @@ class View:
         return images
 
     def apply(self, images: Tensor, keys: Tensor) -> Tensor:
-        """See images of one size: (B, C, H, W) uint8, keys (B,) -> (B, C, h, w); may reuse ``images``."""
+        """Crop, resize and flip images of one size: (B, C, H, W) uint8, keys (B,) -> (B, C, h, w); may reuse them."""
         height, width = images.shape[2:]
         boxes = self.boxes(keys, *torch.tensor([[height], [width]]).expand(2, len(images)))
         return self.move(resample(images, boxes, self.size), keys)
@@ -79,7 +77,7 @@ def central_boxes(heights: Tensor, widths: Tensor, size: tuple[int, int], crop_p
 
     The same as resizing the shorter side to ``size / crop_pct`` and cropping the centre.
     """
-    # how many of the image's pixels make one of the view's
+    # how many pixels of the image make one of the view
     pixels = torch.minimum(heights / size[0], widths / size[1]) * crop_pct
     boxed = [(side * pixels).round().long().clamp(min=1) for side in size]
     return torch.stack([(heights - boxed[0]) // 2, (widths - boxed[1]) // 2, *boxed], dim=1)
@@ -90,7 +88,7 @@ def random_resized_boxes(
 ) -> Tensor:
     """A random box, its share of the area and its shape in the given ranges: three (B,) int64 -> (B, 4).
 
-    The first of ten draws that fits the image; where none does, the largest centred box of an allowed shape.
+    The first of ten draws that fits the image; if none does, the largest centred box of an allowed shape.
     """
     draws = uniform(fold_each(keys, "crop"), 4 * _ATTEMPTS).view(-1, _ATTEMPTS, 4)
     height, width = heights[:, None], widths[:, None]  # (B, 1)
@@ -118,7 +116,7 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size and bool((boxes == torch.tensor([0, 0, height, width])).all()):
         return images
     seen = images.new_empty(*images.shape[:2], *size)
-    # On a CPU, pieces whose floats stay in the cache take a third of the time.
+    # on a CPU, pieces whose floats stay in the cache take a third of the time
     piece = 64 if images.device.type == "cpu" else len(images)
     for start in range(0, len(images), piece):
         part = slice(start, start + piece)
@@ -135,7 +133,7 @@ def _filter_matrix(start: Tensor, length: Tensor, count: int, size: int) -> Tens
     """What each of ``size`` pixels takes from a line of ``count``: start, length (B,) -> (B, size, count).
 
     Keys' cubic convolution (IEEE ASSP 29, 1981), stretched where the line shrinks; pixels outside of the box
-    count for nothing.
+    have weight 0.
     """
     line = torch.arange(count, device=start.device) + 0.5  # (count,)
     step = length / size  # (B,)
@@ -167,7 +165,7 @@ def resize_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def shift(images: Tensor, keys: Tensor, most: int) -> Tensor:
-    """Move each image by up to ``most`` pixels, black coming in: (B, C, h, w), (B,) -> (B, C, h, w)."""
+    """Move each image by up to ``most`` pixels, over black: (B, C, h, w), (B,) -> (B, C, h, w)."""
     height, width = images.shape[2:]
     down, right = (uniform(fold_each(keys, "shift"), 2) * (2 * most + 1)).long().to(images.device).unbind(1)
     padded = F.pad(images, (most, most, most, most))
@@ -181,6 +179,6 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
         for row in chosen.nonzero()[:, 0].tolist():
             images[row] = images[row].flip(-1)
         return images
-    # Small images are mirrored all, and one of two taken: a few long copies are quicker than many short ones.
+    # of small images both versions are made and one is taken: a few long copies are quicker than many short ones
     row = torch.arange(len(images)) + len(images) * chosen
     return torch.cat([images, images.flip(-1)]).index_select(0, row.to(images.device))

@@ -1,9 +1,9 @@
-"""Bytes of an image file -> pixels, upright and with the channels that are asked for.
+"""Bytes of an image file -> pixels, upright and with the requested channels.
 
 JPEG is decoded by simplejpeg or torchcodec where one is installed, everything else by Pillow. .npy arrays and
 TIFF files with a page per channel hold any number of channels. Nothing is ever unpickled.
 
-Shapes: H W height and width as the image is to be seen, C channels.
+Shapes: H W height and width of the upright image, C channels.
 """
 
 import re
@@ -28,7 +28,7 @@ _TAILS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # how wh
 
 
 class UnreadableImage(Exception):
-    """The file is no image, or not a whole one."""
+    """The file is not an image, or is cut short."""
 
 
 def decode(data: bytes, in_chans: int, name: str) -> Pixels:
@@ -40,7 +40,7 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
     Args:
         data: the whole file.
         in_chans: C.
-        name: what to call the file in an error.
+        name: of the file, for messages.
 
     Raises:
         UnreadableImage: the file is damaged, cut short, or no image.
@@ -52,7 +52,7 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
             pixels = _from_array(np.load(BytesIO(data), allow_pickle=False), in_chans, name)
         elif data.startswith(b"\xff\xd8") and in_chans in {1, 3}:
             decoder = jpeg_decoder()
-            # What it cannot decode, Pillow can, or can say what is wrong with it.
+            # Pillow tries again what this decoder refuses, and says what is wrong
             with suppress(ValueError, RuntimeError):
                 pixels = decoder and decoder(data, in_chans)
         if pixels is None:
@@ -69,8 +69,8 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
 def check(file: BinaryIO) -> str | None:
     """Why an image file cannot be read; None if it can.
 
-    Reads the header and the end of a file. One that does not end as a whole file does is decoded, which
-    settles it: some whole files have something behind the end.
+    Reads the header and the end of a file. A file without the usual end is decoded to make
+    sure, because some complete files have more bytes behind their end.
     """
     try:
         start = file.read(6)
@@ -110,7 +110,7 @@ def jpeg_decoder() -> Callable[[bytes, int], Pixels] | None:
         )
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError):  # the last two: installed without what it needs
+    except (ImportError, OSError, RuntimeError):  # the last two: its own libraries are missing
         return None
     return lambda data, in_chans: (  # it turns images upright itself
         decode_jpeg(data, mode="GRAY" if in_chans == 1 else "RGB").permute(1, 2, 0).numpy()
@@ -118,7 +118,7 @@ def jpeg_decoder() -> Callable[[bytes, int], Pixels] | None:
 
 
 def _jpeg_tags(data: bytes) -> Image.Exif:
-    """The EXIF tags of a JPEG, looked for where they may be without decoding it."""
+    """The EXIF tags of a JPEG, found in its first bytes without decoding it."""
     tags = Image.Exif()
     start = data.find(b"Exif\0\0", 0, 65536)
     if start >= 0:
@@ -127,7 +127,7 @@ def _jpeg_tags(data: bytes) -> Image.Exif:
 
 
 def _orientation(read_tags: Callable[[], Image.Exif]) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or where the tags are damaged: the pixels may be fine."""
+    """The EXIF orientation, 1 to 8; 1 without tags or with damaged ones, as the pixels may be fine."""
     try:
         return int(read_tags().get(_ORIENTATION, 1))
     except Exception:  # as many kinds as in `decode`

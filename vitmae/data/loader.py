@@ -1,4 +1,4 @@
-"""Requests in, batches out: in this process, or by workers that each make whole batches."""
+"""Requests -> batches: in this process, or in workers that each make whole batches."""
 
 import gc
 import weakref
@@ -26,16 +26,16 @@ class Reader(Protocol):
 
 
 class Loader:
-    """The batches of a reader in the order of some requests; iterated again it starts the next epoch.
+    """The batches of a reader in the order of some requests; each iteration is an epoch.
 
-    An iteration asks where to start when its first batch is asked for, not before: only then does a Trainer
-    that resumes know.
+    An iteration looks up its start when its first batch is requested, because a Trainer that resumes does not know it
+    earlier.
 
     Args:
         reader: makes a batch of a request.
         requests: the order.
-        num_workers: processes that make batches; 0: this one does.
-        pin_memory: hand batches over in pinned memory, from which a GPU copies in the background.
+        num_workers: processes that make batches; 0: this process makes them.
+        pin_memory: return batches in pinned memory, from which a GPU copies in the background.
     """
 
     def __init__(self, reader: Reader, requests: Requests, num_workers: int, pin_memory: bool) -> None:
@@ -47,13 +47,13 @@ class Loader:
                 batch_size=None,
                 sampler=requests,
                 num_workers=num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 pin_memory=pin_memory,
                 persistent_workers=True,
-                worker_init_fn=_leave_alone,
+                worker_init_fn=_skip_inherited_objects,
             )
-            # Workers that are left to the garbage collector's order of things are not told to stop, and are waited
-            # for: their queues may be closed before. This keeps both out of its hands.
+            # the garbage collector may close the queues of workers before it stops them, and then waits for workers
+            # that never get the message; this stops them first
             weakref.finalize(self, _stop, self._workers)
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Loader:
         if self._workers is None:
             batches: Iterator[Any] = map(self.reader.__getitem__, self.requests)
         else:
-            with _no_garbage_collection():  # workers start without it
+            with _no_garbage_collection():  # so that a forked worker begins without a collection
                 batches = iter(self._workers)
         for batch in batches:
             if isinstance(batch, UserError):
@@ -73,7 +73,7 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the place in an epoch follows from the Trainer's progress, which a checkpoint holds.
 
-        That it exists tells Lightning that a run can go on in mid-epoch.
+        Its existence tells Lightning that a run can resume within an epoch.
         """
         return {}
 
@@ -82,7 +82,7 @@ class Loader:
 
 
 class _Guarded(Dataset[Any]):
-    """A reader that hands user errors over as batches: raised in a worker they would lose their one line."""
+    """A reader that returns user errors as batches: raised in a worker, they would come with its traceback."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -94,7 +94,7 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -109,8 +109,8 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _leave_alone(worker: int) -> None:
-    """What a worker has inherited is not its to tidy up, nor worth copying to find that out."""
+def _skip_inherited_objects(worker: int) -> None:
+    """Exempt what a worker inherited from garbage collection, which would copy every page that it looks at."""
     gc.freeze()
     gc.enable()
 

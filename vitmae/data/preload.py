@@ -1,4 +1,4 @@
-"""Before any training: unreadable images are found, and small sets are decoded into memory once and for all."""
+"""Before training: find unreadable images, and decode small sets into memory."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +14,8 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_CHECKED = 20_000  # files looked at before a run; of larger sets, as many evenly spread
-LARGEST_SIDE = 128  # pixels, of images that are kept decoded
+MOST_CHECKED = 20_000  # files checked before a run; of larger sets, as many, evenly spread
+LARGEST_SIDE = 128  # pixels, of images that are decoded into memory
 LARGEST_SET = 2 * 2**30  # bytes, of a decoded set
 
 
@@ -23,15 +23,15 @@ def take_in(images: Images, in_chans: int, skip_unreadable: bool) -> Images:
     """Check a split, and decode it into memory if it is small.
 
     A set is small if its images have one size of at most 128 x 128 pixels and take at most 2 GiB together.
-    What cannot be read is marked in the split's ``failed``.
+    Unreadable images are marked in the split's ``failed``.
 
     Args:
         images: the split.
         in_chans: channels that images must have.
-        skip_unreadable: go on without images that cannot be read.
+        skip_unreadable: leave out images that cannot be read.
 
     Raises:
-        UserError: an image cannot be read and is not to be skipped, or does not have such channels.
+        UserError: an image cannot be read and ``skip_unreadable`` is off, or has other channels.
     """
     if not isinstance(images, EncodedImages):
         return images
@@ -51,7 +51,7 @@ def take_in(images: Images, in_chans: int, skip_unreadable: bool) -> Images:
 
 
 def _find_unreadable(images: EncodedImages, sample: list[int]) -> list[tuple[int, str]]:
-    """Which of a sample cannot be read, and why; in threads, since files may be far away."""
+    """Which images of a sample cannot be read, and why; in threads, since files may lie on a network."""
 
     def look(index: int) -> str | None:
         try:

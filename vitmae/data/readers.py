@@ -1,7 +1,7 @@
-"""From a request to a batch: read or decode, crop, flip. Called in the workers, or in the process itself.
+"""From a request to a batch: read or decode, crop, flip. Called in the workers, or in the main process.
 
-Nothing here depends on who asks, in which order or how often: all that is random is drawn from the keys of
-the samples, and a key is a function of (seed, epoch, index, repeat), in evaluation of (seed, index).
+The caller, the order and the number of calls change nothing: every random number is drawn from the keys of the samples,
+and a key is a function of (seed, epoch, index, repeat), in evaluation of (seed, index).
 
 Shapes: B rows of a batch, C channels, h w the model's image size.
 """
@@ -26,7 +26,7 @@ from vitmae.randomness import fold, fold_each, fold_indices
 
 log = logging.getLogger(__name__)
 
-HELD_DECODED = 32 * 2**20  # bytes: their boxes are drawn together, which costs as much as drawing one
+HELD_DECODED = 32 * 2**20  # bytes of images whose boxes are drawn together, at the cost of drawing one
 
 
 class MaskedBatch(NamedTuple):
@@ -50,7 +50,7 @@ def sample_keys(seed: int, epoch: int | None, indices: Tensor, repeats: int = 1)
 
 
 def batch_key(seed: int, epoch: int | None, indices: Tensor) -> int:
-    """The key of a batch, by its first image: another on each rank and step."""
+    """The key of a batch, from its first image: it differs between ranks and steps."""
     return fold(seed, "batch", -1 if epoch is None else epoch, int(indices[0]))
 
 
@@ -60,9 +60,9 @@ class FixedSizeReader:
     Args:
         images: a split.
         index: (n,) int64, which of its images.
-        view: how they are seen.
+        view: how they are cropped.
         seed: of the samples' keys.
-        masks: give a `MaskedBatch` each time.
+        masks: return a `MaskedBatch` each time.
     """
 
     def __init__(self, images: FixedSizeImages, index: Tensor, view: View, seed: int, *, masks: bool = False) -> None:
@@ -91,12 +91,12 @@ class EncodedReader:
     Args:
         images: a split.
         index: (n,) int64, which of its images.
-        view: how they are seen.
+        view: how they are cropped.
         in_chans: C.
         seed: of the samples' keys.
         skip_unreadable: what to do with an image that cannot be decoded: in training the next one takes its
             place, in evaluation it is left out; False: it is an error.
-        masks: give a `MaskedBatch` each time.
+        masks: return a `MaskedBatch` each time.
     """
 
     def __init__(
@@ -186,6 +186,6 @@ class EncodedReader:
 
 
 def unreadable_image(name: str, reason: str) -> UserError:
-    """What is said of an image that cannot be read."""
+    """The error for an image that cannot be read."""
     reason = reason.removeprefix(f"{name}: ")
     return UserError(f"{name} cannot be read ({reason}): replace it, or set data.on_error=skip")

@@ -1,11 +1,11 @@
-"""Which images make up which batch: a function of (seed, epoch), whatever the workers and the ranks.
+"""Which images make up which batch: a function of (seed, epoch), independent of workers and ranks.
 
     permutation of (seed, epoch) -> global batches of W * n images -> rank r takes every W-th of each
 
-So two ranks see at each step exactly what one process with twice the batch sees. Images are asked for a batch
-at a time: a set in memory is read with one gather, and a worker decodes a whole batch.
+So two ranks see at each step exactly what one process with twice the batch sees. A request is for a whole batch: a set
+in memory is read with one gather, and a worker decodes a whole batch.
 
-A resumed run needs no saved state: where it is follows from the number of batches already trained on.
+A resumed run needs no saved state: its place follows from the number of batches already trained on.
 
 Letters: W ranks, r this rank, n distinct images per rank and batch.
 """
@@ -21,12 +21,12 @@ from vitmae.randomness import permutation
 
 
 class Request(NamedTuple):
-    """One batch that is asked for; plain enough to be sent to a worker.
+    """One requested batch; plain enough to be sent to a worker.
 
     Attributes:
         epoch: the epoch, from 0; None in evaluation, where nothing is random.
         indices: (n,) int64, which images.
-        repeats: how many times each is shown, each time cropped anew; the batch has n * repeats rows, all the
+        repeats: how many times each is shown, each time with another crop; the batch has n * repeats rows: all
             images once, then all of them again.
     """
 
@@ -48,7 +48,7 @@ class ShuffledRequests:
             smaller batch, of the same size on each rank (fewer than W images are still left out).
         rank: this process.
         world: how many processes.
-        position: tells (epoch, batches already done in it) when an iteration starts; None counts iterations.
+        position: returns (epoch, batches already done in it) when an iteration starts; None counts iterations.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ShuffledRequests:
 
 
 class OrderedRequests:
-    """Evaluation batches of one rank: over all ranks every image once, and as many batches on each rank.
+    """Evaluation batches of one rank: over all ranks every image once, and the same number of batches on each rank.
 
     Args:
         count: images in the set.
@@ -99,7 +99,7 @@ class OrderedRequests:
         world: how many processes.
 
     Raises:
-        UserError: the images cannot be shared so.
+        UserError: there are too few images for that.
     """
 
     def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
@@ -113,8 +113,7 @@ class OrderedRequests:
         mine = np.arange(rank, count, world, dtype=np.int64)
         self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         if len(self.batches) < batches:
-            # One image short of another batch. Ranks with unequal numbers of batches would wait for each
-            # other for ever, so the last batch gives one image away.
+            # ranks with fewer batches would let the others wait for ever, so the last batch is divided in two
             last = self.batches.pop()
             self.batches += [last[:-1], last[-1:]]
 

@@ -2,8 +2,8 @@
 
     list -> decode, turn upright -> resize the short side -> encode -> rename into place
 
-Each file appears under its final name at once and whole, so whatever is there is done, and a run that was stopped goes
-on where it was. Originals are only read.
+Each file appears under its final name only when it is complete, so a run that was stopped resumes with the missing
+files. Originals are only read.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ Outcome = Literal["shrunk", "copied", "there already", "left out"]
 _MODES = frozenset(["L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])  # 8 bits a channel: what can be averaged
 _INDEXED = {"P": ("RGB", "RGBA"), "1": ("L", "LA")}  # what to average instead, without and with transparency
 _FORMATS = frozenset(["JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
-_GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that still is so many times the size wanted
+_GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many times the final size
 
 
 class Shrinking(NamedTuple):
@@ -49,7 +49,7 @@ class Shrinking(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What came of a folder.
+    """The result for a folder.
 
     Attributes:
         counts: files by outcome.
@@ -76,13 +76,14 @@ def shrink_folder(
 
     Args:
         source: the images; only read.
-        target: the copy; new, or one that was begun with the same settings.
+        target: the copy; a new folder, or one from an earlier run with the same settings.
         how: the settings.
         workers: threads.
-        report: told now and then how many files of how many are done.
+        report: called now and then with the number of files done and of all files.
 
     Raises:
-        UserError: a folder lies in the other, the copy was begun otherwise, another run is at it, or the disk is full.
+        UserError: one folder lies in the other, the copy has other settings, another run is writing it, or the disk is
+            full.
     """
     _refuse_nesting(source, target)
     with _claim(target, source, how):
@@ -98,10 +99,12 @@ def shrink_folder(
                     if reason:
                         left_out.append((name, reason))
                     report(counts.total(), len(files))
-            except BaseException as error:  # Ctrl-C: what is being written is finished, the rest is for the next run
+            except BaseException as error:  # Ctrl-C: files in work are finished, the rest is for the next run
                 threads.shutdown(cancel_futures=True)
                 if isinstance(error, OSError):
-                    raise UserError(f"dst={target} cannot be written ({error}): the same command goes on") from error
+                    raise UserError(
+                        f"dst={target} cannot be written ({error}): free space, and run the same command again"
+                    ) from error
                 raise
         left_out.sort()
         with atomic_write(target / LEFT_OUT) as file:
@@ -113,7 +116,7 @@ Job = tuple[str, Callable[..., Future[tuple[Outcome, str]]], Path, Path]
 
 
 def _in_flight(jobs: Iterable[Job], how: Shrinking, most: int) -> Iterator[tuple[str, Future[tuple[Outcome, str]]]]:
-    """Start jobs, so many at once, and yield each when it is done: a million of them take no memory."""
+    """Run ``most`` jobs at once, and yield each when it is done, so that a million of them take no memory."""
     jobs = iter(jobs)
     running: dict[Future[tuple[Outcome, str]], str] = {}
     while True:
@@ -127,12 +130,12 @@ def _in_flight(jobs: Iterable[Job], how: Shrinking, most: int) -> Iterator[tuple
 
 
 def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, str]:
-    """Make one file's copy: what came of it, and why it is left out if it is."""
+    """Make the copy of one file: the outcome, and why the file is left out if it is."""
     if original.suffix.lower() not in EXTENSIONS or original.name.startswith("."):
         return "left out", "no image"
     if copy.exists() and copy.stat().st_size:  # a crash of the machine may leave an empty file
         if original.stat().st_mtime_ns > copy.stat().st_mtime_ns:
-            return "left out", "changed since it was prepared: remove its copy to prepare it anew"
+            return "left out", "changed since it was prepared: remove its copy to prepare it again"
         return "there already", ""
     try:
         content = _smaller_file(original, how)
@@ -145,7 +148,7 @@ def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, st
 
 
 def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
-    """The bytes of the smaller image; None where the original is to be copied. Raises if it cannot be read."""
+    """The bytes of the smaller image; None if the original is copied unchanged. Raises if it cannot be read."""
     with original.open("rb") as file:
         if original.suffix.lower() == ".npy":
             if reason := check(file):
@@ -154,14 +157,15 @@ def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
         with Image.open(file) as image:
             if _can_shrink(image, how):
                 return _encode(shrink(image, how), str(image.format), how.quality)
-            image.load()  # a copy of a damaged file would only be found out in training
+            image.load()  # raises for a damaged file, which would fail only in training
     return None
 
 
 def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
-    """Resize an opened image, upright, so that its short side is as asked for; the long side is rounded."""
+    """Resize an opened image, upright, to a short side of ``how.short_side``; the long side is rounded."""
     profile, tags = image.info.get("icc_profile"), image.getexif()
-    width, height = _smaller(image.size, how.short_side)
+    scale = how.short_side / min(image.size)
+    width, height = (max(how.short_side, round(side * scale)) for side in image.size)
     if how.nearest:
         smaller = image.resize((width, height), Image.Resampling.NEAREST)
     else:
@@ -170,18 +174,13 @@ def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
             image = image.convert(_INDEXED[image.mode][int("transparency" in image.info)])
         smaller = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=_GAP)
     smaller.getexif().update(tags)
-    smaller = ImageOps.exif_transpose(smaller)  # of the small one: turning a large one takes long
+    smaller = ImageOps.exif_transpose(smaller)  # after resizing, because turning a large image takes long
     smaller.info["icc_profile"] = profile
     return smaller
 
 
-def _smaller(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    scale = short_side / min(size)
-    return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
-
-
 def _can_shrink(image: Image.Image, how: Shrinking) -> bool:
-    """Whether it is larger than wanted, and of a kind that can be resized without losing anything else."""
+    """Whether the image is larger than ``how.short_side``, and can be resized without losing anything else."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's MPO holds a picture and previews
     is_known = image.format in _FORMATS and (image.mode in _MODES or image.mode in _INDEXED)
     return is_known and frames == 1 and min(image.size) > how.short_side
@@ -204,12 +203,12 @@ def _refuse_nesting(source: Path, target: Path) -> None:
         raise UserError(f"src={source} is not a folder: point it at the folder of your images")
     inside, outside = target.resolve(), source.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise UserError(f"dst={target} and src={source} lie in each other: put the copy beside the originals")
+        raise UserError(f"dst={target} and src={source} must not contain each other: put the copy beside the originals")
 
 
 @contextmanager
 def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
-    """Begin a copy, or go on with one of the same settings; nobody else may be at it."""
+    """Start a copy, or resume one with the same settings, and lock it against other processes."""
     about = {"src": str(source.resolve()), **how._asdict()}
     target.mkdir(parents=True, exist_ok=True)
     file = target / ABOUT
@@ -233,7 +232,7 @@ def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
 
 
 def _walk(source: Path) -> Iterator[str]:
-    """Every file below a folder, in the order of their names; linked folders are followed, but not in circles."""
+    """Every file below a folder, in the order of their names; linked folders are followed, except in circles."""
     for folder, subfolders, names in os.walk(source, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
         below = (name for name in subfolders if not here.startswith(os.path.join(os.path.realpath(here + name), "")))

@@ -49,7 +49,7 @@ class FixedSizeImages(Images):
 
     @abstractmethod
     def read(self, indices: Tensor) -> Tensor:
-        """The images at ``indices`` (B,) int64: (B, C, H, W) uint8, the caller's to change."""
+        """The images at ``indices`` (B,) int64: (B, C, H, W) uint8, a copy that the caller may change."""
 
     @abstractmethod
     def read_masks(self, indices: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class FixedSizeImages(Images):
         """
 
     def to(self, device: torch.device) -> "FixedSizeImages":
-        """The same images, read on a device if that is where they can lie."""
+        """The same images, moved to a device if they can be moved."""
         return self
 
 
@@ -78,7 +78,7 @@ class MemoryImages(FixedSizeImages):
         self._moved: MemoryImages | None = None
 
     def fingerprint(self, sample: Sequence[int]) -> str:
-        """Of all pixels: they are here anyway."""
+        """Of all pixels: they are in memory anyway."""
         return digest(tuple(self.images.shape), self.images.cpu().contiguous().numpy().data)
 
     def read(self, indices: Tensor) -> Tensor:
@@ -86,11 +86,11 @@ class MemoryImages(FixedSizeImages):
         return self.images.index_select(0, indices.to(self.images.device))
 
     def read_masks(self, indices: Tensor) -> Tensor:
-        """None: no set in memory has masks."""
+        """No set in memory has masks."""
         raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.source.masks")
 
     def to(self, device: torch.device) -> "MemoryImages":
-        """The whole set on a device, where crops and flips then are cheap; copied there once."""
+        """The whole set on a device, where crops and flips are cheap; copied there once."""
         if self.images.device == device:
             return self
         if self._moved is None or self._moved.images.device != device:
@@ -99,7 +99,7 @@ class MemoryImages(FixedSizeImages):
 
 
 class RenderedImages(FixedSizeImages):
-    """Images drawn when they are asked for.
+    """Images drawn on request.
 
     Args:
         render: indices (B,) int64 -> images (B, C, H, W) uint8 and the class of each pixel (B, H, W) uint8.
@@ -133,8 +133,8 @@ class EncodedImages(Images):
         labels: (N,) int64.
 
     Attributes:
-        failed: (N,) bool, which of them turned out to be unreadable; in memory that workers share.
-        has_masks: whether `open_mask` finds something.
+        failed: (N,) bool, which of them proved unreadable; in memory that workers share.
+        has_masks: whether `open_mask` works.
     """
 
     has_masks = False
@@ -149,7 +149,7 @@ class EncodedImages(Images):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a user calls it."""
+        """The name of an image, for messages."""
 
     @abstractmethod
     def open_mask(self, index: int) -> BinaryIO:
@@ -165,7 +165,7 @@ class Stats(NamedTuple):
 
     Attributes:
         mean: one value per channel, of pixels in [0, 1].
-        std: likewise, over all pixels of all images.
+        std: one value per channel, over all pixels of all images.
     """
 
     mean: tuple[float, ...]
@@ -179,9 +179,9 @@ class Splits:
     Attributes:
         train: what is trained on.
         val: what is validated on; None: a part of the training images is set aside.
-        test: what is looked at once, at the end.
+        test: what is scored once, at the end.
         class_names: one per class, in the order of the labels; None without labels.
-        stats: None where they are not known beforehand.
+        stats: None if they must be measured.
         num_mask_classes: of the per-pixel classes, the background among them; None without masks.
     """
 
@@ -200,8 +200,8 @@ class Source(Protocol):
         """Find the set, and load it if it is small.
 
         Args:
-            path: where it lies, for sets that lie somewhere.
-            img_size: (h, w) that images will be seen in; sets that are drawn are drawn so.
+            path: its place on disk; unused by a set that is drawn or installed.
+            img_size: (h, w) of the model; a set that is drawn is drawn in this size.
             in_chans: channels that images must have.
 
         Raises:

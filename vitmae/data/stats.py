@@ -8,7 +8,7 @@ from torch import Tensor
 from vitmae.data.splits import Stats
 from vitmae.errors import UserError
 
-_LEAST_STD = 1 / 255  # of a channel that never changes: dividing by it must not blow up the first pixel that does
+_LEAST_STD = 1 / 255  # of a constant channel, so that a pixel that differs is not divided by 0
 
 
 def measure(batches: Iterable[Tensor]) -> Stats:
@@ -26,7 +26,7 @@ def measure(batches: Iterable[Tensor]) -> Stats:
 
 
 def given(stats: object, in_chans: int) -> Stats:
-    """Statistics that a user states: ``{mean: [...], std: [...]}``.
+    """Statistics from the settings: ``{mean: [...], std: [...]}``.
 
     Raises:
         UserError: they are not one mean and one positive deviation per channel, in the scale of [0, 1].

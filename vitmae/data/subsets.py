@@ -41,7 +41,7 @@ def divide(part: Part, fraction: float, seed: int, purpose: str) -> tuple[Part, 
         part: the images.
         fraction: in [0, 1].
         seed: of the choice.
-        purpose: tells the choices of one seed apart.
+        purpose: a word that gives another choice with the same seed.
     """
     chosen = _standing(part.labels, seed, purpose) <= fraction
     return Part(part.images, part.indices[chosen]), Part(part.images, part.indices[~chosen])
@@ -54,7 +54,7 @@ def at_most(part: Part, limit: int | None, seed: int, purpose: str) -> Part:
 
 
 def fingerprint(part: Part) -> str:
-    """A key that changes with the images, their order and their labels; of files a thousand are looked at."""
+    """A key that changes with the images, their order and their labels; at most a thousand files are read."""
     sample = torch.linspace(0, len(part.images) - 1, min(len(part.images), _MOST_LOOKED_AT)).long().tolist()
     return digest(part.images.fingerprint(sample), part.indices.numpy().data, part.labels.numpy().data)
 
@@ -70,7 +70,7 @@ def _standing(labels: Tensor, seed: int, purpose: str) -> Tensor:
 
 
 def refuse_lost_classes(train: Part, class_names: Sequence[str] | None) -> None:
-    """Refuse training images from which a fraction has left out a whole class, or all.
+    """Refuse a fraction of the training images that leaves out a whole class, or all.
 
     Raises:
         UserError: names the class.

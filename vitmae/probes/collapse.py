@@ -1,4 +1,4 @@
-"""Has the encoder collapsed? Two numbers that need no labels, for a run in training and for a checkpoint.
+"""Has the encoder collapsed? Two numbers without labels, for a run in training and for a checkpoint.
 
 Shapes: M images, D width.
 """
@@ -28,7 +28,7 @@ def rankme(vectors: Tensor, eps: float = 1e-7) -> float:
         eps: keeps the logarithm finite; the paper's value for float32 features.
 
     Returns:
-        The rank; 0 where all features are zero, nan where one is not finite: a monitor stops nothing.
+        The rank; 0 where all features are zero, nan if one is not finite: a monitor does not stop a run.
     """
     images, width = vectors.shape
     if images < width:

@@ -1,4 +1,4 @@
-"""What an accuracy is worth: its interval, its spread over seeds, and the record that every probe returns."""
+"""How certain an accuracy is: its interval, its spread over seeds, and the record that every probe returns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def probe_result(
     setting: Mapping[str, float],
     validation: Mapping[float, float] | None = None,
 ) -> ProbeResult:
-    """Fill in what follows from the accuracies of the seeds: their mean and its interval."""
+    """A `ProbeResult` with the mean of the seeds' accuracies and its interval."""
     accuracy = fmean(per_seed)
     return ProbeResult(
         probe=probe,
@@ -73,7 +73,7 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> float:
 def wilson_interval(accuracy: float, num_images: int, z: float = Z95) -> Interval:
     """The score interval of a proportion (Wilson, JASA 22, 1927): (low, high), both in [0, 1].
 
-    Unlike accuracy ± z·standard error it keeps its promise for few images and for accuracies near 0 and 1.
+    Unlike accuracy ± z·standard error it is valid for few images and for accuracies near 0 and 1.
 
     Args:
         accuracy: share of successes, in [0, 1].

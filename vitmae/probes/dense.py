@@ -1,4 +1,4 @@
-"""Dense probe: what is at each pixel, read from the patch token above it by one linear layer.
+"""Dense probe: the class of each pixel, from its patch token by one linear layer.
 
     patch tokens -> standardised -> linear layer -> logits on the grid -> upsampled to pixels -> softmax
 
@@ -32,7 +32,7 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class SegmentedSet:
-    """Patch tokens and what is at each pixel.
+    """Patch tokens and the class of each pixel.
 
     Attributes:
         features: with patch tokens (M, N, D) and their grid; image labels do not matter.
@@ -45,7 +45,7 @@ class SegmentedSet:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """How well single patch tokens tell what is at their pixels.
+    """How well single patch tokens predict the classes of their pixels.
 
     Attributes:
         mean_iou: intersection over union, of all test pixels, averaged over the classes that occur.

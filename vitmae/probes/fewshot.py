@@ -51,8 +51,8 @@ class Ridge:
 def fit_ridge(vectors: Tensor, labels: Tensor, num_classes: int, l2: float = L2) -> Ridge:
     """Solve (X'X + l2 I) W = X'Y for standardised X with a constant and Y in {-1, 1}: (S, D), (S,) -> W.
 
-    The eigenvectors of X'X are taken, or those of XX' where there are fewer shots than features:
-    W = X' (XX' + l2 I)^-1 Y is the same solution.
+    By the eigenvectors of X'X, or of XX' if there are fewer shots than features: W = X' (XX' + l2 I)^-1 Y is the same
+    solution.
 
     Args:
         vectors: (S, D), any floating type.
@@ -76,7 +76,7 @@ def fit_ridge(vectors: Tensor, labels: Tensor, num_classes: int, l2: float = L2)
 def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Choose ``shots`` images of every class: labels (M,) -> ids (K * shots,) int64, class by class.
 
-    With one seed, fewer shots are a subset of more, so that a curve over shots is not shaken by the draw.
+    With one seed, fewer shots are a subset of more, so that the draws add no noise to a curve over shots.
 
     Raises:
         UserError: if a class has fewer images.

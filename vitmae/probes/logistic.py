@@ -35,7 +35,7 @@ def logistic(
         cs: candidates for C, the inverse strength of the L2 penalty, on standardised features.
         val_fraction: the share of ``train`` that chooses.
         seed: of the split.
-        max_iter: of L-BFGS. A fit that is stopped by it is used as it is.
+        max_iter: of L-BFGS; a fit that reaches it is used as it is.
 
     Raises:
         UserError: if labels are missing, or ``train`` is too small to be split.
@@ -66,7 +66,7 @@ def logistic(
 
 def fit_logistic(vectors: Tensor, labels: Tensor, c: float, max_iter: int = 1000) -> Any:
     """Standardise by these images and fit: (M, D), (M,) -> a scikit-learn pipeline."""
-    # here, because a run that trains must not wait for scikit-learn to be imported
+    # here, because importing scikit-learn would delay the start of training
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -76,7 +76,7 @@ def fit_logistic(vectors: Tensor, labels: Tensor, c: float, max_iter: int = 1000
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
     with warnings.catch_warnings():
-        # weak penalties on separable features have their optimum far out, where nothing changes any more
+        # with a weak penalty on separable features the optimum is far away, and the predictions no longer change
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(vectors.cpu().double().numpy(), labels.cpu().numpy())
 

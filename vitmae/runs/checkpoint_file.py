@@ -15,7 +15,7 @@ from typing import Any
 from vitmae.errors import UserError
 
 FORMAT = 1
-"""Of checkpoints and bundles; one more when an older version could not read them."""
+"""Of checkpoints and bundles; raise it when older versions cannot read them."""
 
 _MOVED = {
     "vitmae.training.optim.Recipe": "vitmae.recipe.Recipe",
@@ -25,7 +25,7 @@ _MOVED = {
     "vitmae.data.parquet.Parquet": "vitmae.data.sources.parquet.Parquet",
     "vitmae.data.shapes.Shapes": "vitmae.data.sources.shapes.Shapes",
 }
-"""Classes that older checkpoints name by the file they stood in then."""
+"""Classes that older checkpoints name by their former file."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def refuse_newer(written: Any, path: Path) -> None:
         path: of the file, for the message.
 
     Raises:
-        UserError: the number is larger than `FORMAT`, or is none.
+        UserError: it is larger than `FORMAT`, or not a number.
     """
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(f"{path} was written by a newer vitmae: update this one")
 
 
 def present_names(settings: Any) -> Any:
-    """Saved settings, with classes that have moved since under their present names."""
+    """Saved settings, with the present names of classes that have moved."""
     if isinstance(settings, Mapping):
         return {
             key: _MOVED.get(value, value) if key == "_target_" else present_names(value)

@@ -35,13 +35,13 @@ _PACKAGES = ("vitmae", "torch", "torchvision", "lightning", "timm", "hydra-core"
 
 
 def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
-    """Make a run's directory, so that two runs never share one and the processes of one run always do.
+    """Create a run's directory: two runs never share one, and the processes of one run always do.
 
     Args:
-        path: the name wanted; ``-2``, ``-3``, … is appended where it is taken.
-        launch: who asks. Ranks that were started side by side all get what the first of them made; a later attempt
-            of the same job gets what the earlier one had.
-        runs: where all runs lie; the agreements are kept there.
+        path: the first choice; ``-2``, ``-3``, … is appended if it exists.
+        launch: of this process. Ranks that were started side by side all get the directory of the first of them; a
+            later attempt of the same job gets that of the earlier one.
+        runs: the folder of all runs, where the agreements are saved.
     """
     path, runs = path.resolve(), runs.resolve()
     if launch.key is None:
@@ -62,7 +62,7 @@ def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
     proposal = agreements / f"{agreement.name}.{launch.rank}"
     proposal.write_text(str(directory))
     try:
-        os.link(proposal, agreement)  # of all ranks that try, one succeeds, and its content is complete at once
+        os.link(proposal, agreement)  # one of all ranks succeeds, and the file is complete at once
     except FileExistsError:
         if made:
             directory.rmdir()
@@ -88,7 +88,7 @@ class RunDirectory:
     """The files of a run.
 
     Args:
-        path: an existing directory, or one to be made.
+        path: an existing directory, or one to be created.
         is_writer: false on all ranks but the first, which alone writes.
     """
 
@@ -104,16 +104,16 @@ class RunDirectory:
         self._summary = self.path / "summary.json"
 
     def start(self, launch: Launch, *, name: str, choices: Mapping[str, Any], is_resumed: bool) -> bool:
-        """Take possession of the directory; True if an earlier attempt of the same job was interrupted here.
+        """Prepare the directory for this process; True if an earlier attempt of the same job was interrupted here.
 
         Args:
-            launch: who runs.
+            launch: of this process.
             name: of the run.
             choices: which file of each config group was used.
-            is_resumed: the run was named by `ckpt=`, so that it may be there already.
+            is_resumed: the run was named by `ckpt=`, so it may exist.
 
         Raises:
-            UserError: if another run lives here.
+            UserError: if the directory holds another run.
         """
         if not self.is_writer:
             return self._is_requeued(launch)
@@ -121,15 +121,15 @@ class RunDirectory:
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
         remove_parts(self.path)
-        for word in self.path.glob("rank*.error"):  # of an earlier attempt
-            word.unlink()
+        for message in self.path.glob("rank*.error"):  # of an earlier attempt
+            message.unlink()
         requeued = self._is_requeued(launch)
         if self._summary.exists():
             if not is_resumed and not requeued:
-                raise UserError(f"{self.path} holds a run: go on with ckpt={self.path}, or change hydra.run.dir")
+                raise UserError(f"{self.path} holds a run: resume it with ckpt={self.path}, or change hydra.run.dir")
         else:
             facts = {"id": secrets.token_hex(4), "name": name, "choices": dict(choices), "created": _now()}
-            with open(self._summary, "x") as file:  # the second of two runs that were given one directory stops here
+            with open(self._summary, "x") as file:  # raises in the second of two runs with one directory
                 json.dump(facts, file)
         self.record("running", launch=launch.key)
         return requeued
@@ -138,16 +138,16 @@ class RunDirectory:
         return launch.key is not None and launch.attempt > 0 and self.summary().get("launch") == launch.key
 
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json; empty where there is none."""
+        """The content of summary.json; empty if there is none."""
         return read_summary(self.path)
 
     def record(self, state: State, **facts: Any) -> None:
-        """Write the state, and facts beside those that are there already."""
+        """Write the state, and add facts to those in the file."""
         if self.is_writer:
             _write_json(self._summary, {**self.summary(), **facts, "state": state, "updated": _now()})
 
     def save_config(self, text: str, command: list[str]) -> None:
-        """Keep the settings as YAML, and the command line that led to them."""
+        """Save the settings as YAML, and the command line that led to them."""
         if not self.is_writer:
             return
         with atomic_write(self.config) as file:
@@ -156,18 +156,18 @@ class RunDirectory:
             lines.write(f"{_now()}  {shlex.join(command)}\n")
 
     def save_environment(self, devices: list[str]) -> None:
-        """Keep what the numbers may depend on besides the settings."""
+        """Save what the numbers may depend on besides the settings."""
         if self.is_writer:
             _write_json(self.path / "environment.json", {**environment(), "devices": devices})
 
     def save_traceback(self, text: str) -> None:
-        """Keep the traceback of a fault beside what the run has written so far."""
+        """Save the traceback of a fault."""
         with open(self.path / "traceback.txt", "a") as file:
             file.write(f"{_now()}\n{text}\n\n")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The content of a run directory's summary.json; empty where there is none."""
+    """The content of a run directory's summary.json; empty if there is none."""
     try:
         summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
     except FileNotFoundError:
@@ -196,7 +196,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the code that runs, and whether it was changed since; None for an installed package."""
+    """The commit of the running code, and whether it was changed since; None for an installed package."""
     source = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -204,7 +204,7 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # installed inside somebody else's repository is not a checkout
+        git("ls-files", "--error-unmatch", __file__)  # fails for a package installed inside another repository
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,8 +1,8 @@
 """How a run ends: its state on disk, its exit code, and one message, whichever rank it was that failed.
 
-Where one of several processes fails, the others wait for it in a collective, and Lightning kills the first one without
-a word when it notices. So a rank other than the first does not end at once: it leaves word in the run's directory and
-waits, and the first rank, which watches for that, speaks and ends for all.
+If one of several processes fails, the others wait for it in a collective, and Lightning kills the first rank without a
+message. So a rank other than the first does not end at once: it writes its error into the run's directory and waits.
+The first rank watches for that file, prints the error and ends all processes.
 """
 
 import json
@@ -25,14 +25,14 @@ from vitmae.runs.interruption import Interrupted
 from vitmae.runs.launch import Launch
 
 FAULT, USER_ERROR, INTERRUPTED, ABORTED = 1, 2, 75, 130
-"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h (what was begun may be gone on with), 130 the shell's for Ctrl-C."""
+"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h (the run can be resumed), 130 the shell's for Ctrl-C."""
 
 _POLL_S, _WAIT_S = 0.2, 30.0
 _log = logging.getLogger(__name__)
 
 
 def report(error: BaseException) -> int:
-    """Tell the user on stderr, a mistake in one line and a fault with its traceback, and give the exit code."""
+    """Print an error to stderr, a user's mistake in one line, a fault with its traceback; return the exit code."""
     text, code = _message(error)
     print(text, file=sys.stderr, flush=True)
     return code
@@ -46,7 +46,7 @@ def _message(error: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
-    """Record in the run's summary how the block ends, and end other ranks than the first without a word of their own.
+    """Record in the run's summary how the block ends; ranks other than the first end without printing.
 
     Raises:
         SystemExit: with code 75 after an interruption; 0 in a process that the first rank started, because Lightning
@@ -58,7 +58,7 @@ def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
         run.record("interrupted", step=stop.step)
         if launch.rank == 0:
             command = shlex.join(["python", "-m", "vitmae.train", f"ckpt={short(run.path)}"])
-            _log.info("stopped after step %d; to go on: %s", stop.step, command)
+            _log.info("stopped after step %d; to resume: %s", stop.step, command)
         raise SystemExit(0 if launch.is_child else INTERRUPTED) from None
     except KeyboardInterrupt:
         run.record("interrupted")
@@ -66,44 +66,44 @@ def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
     except Exception as error:
         text, code = _message(error)
         if launch.rank > 0:
-            _leave_word(run, launch.rank, text, code)
+            _hand_to_first_rank(run, launch.rank, text, code)
         record_failure(run, text, code)
         raise
 
 
 def record_failure(run: RunDirectory, text: str, code: int) -> None:
-    """Keep why a run failed: in its summary one line, and a fault's traceback beside it."""
+    """Save why a run failed: one line in its summary, and the traceback of a fault beside it."""
     run.record("failed", error=text.splitlines()[-1].removeprefix("error: "))
     if code == FAULT:
         run.save_traceback(text)
 
 
-def _leave_word(run: RunDirectory, rank: int, text: str, code: int) -> None:
+def _hand_to_first_rank(run: RunDirectory, rank: int, text: str, code: int) -> None:
     with atomic_write(run.path / f"rank{rank}.error") as file:
         file.write(json.dumps({"text": text, "code": code}).encode())
-    time.sleep(_WAIT_S)  # the first rank ends this process, as soon as it has read that
+    time.sleep(_WAIT_S)  # the first rank ends this process as soon as it has read the file
     os._exit(code)
 
 
 @contextmanager
 def watching_ranks(run: RunDirectory, end_others: Callable[[], Any]) -> Iterator[None]:
-    """On the first of several ranks: while the block runs, end the run as soon as another rank has left word.
+    """On the first of several ranks: while the block runs, end the run as soon as another rank reports an error.
 
     Args:
-        run: where the others leave word.
-        end_others: ends the processes that this one has started.
+        run: whose directory the other ranks write to.
+        end_others: ends the processes that this one started.
     """
     has_ended = threading.Lock()  # held by whoever ends the run: the block, or the thread
 
     def watch() -> None:
         while not has_ended.locked():
-            word = next(iter(sorted(run.path.glob("rank*.error"))), None)
-            if word is not None and has_ended.acquire(blocking=False):
-                said = json.loads(word.read_text())
-                record_failure(run, said["text"], said["code"])
-                print(said["text"], file=sys.stderr, flush=True)
+            failure = next(iter(sorted(run.path.glob("rank*.error"))), None)
+            if failure is not None and has_ended.acquire(blocking=False):
+                error = json.loads(failure.read_text())
+                record_failure(run, error["text"], error["code"])
+                print(error["text"], file=sys.stderr, flush=True)
                 end_others()
-                os._exit(said["code"])  # the main thread may hang in a collective, and cannot be asked
+                os._exit(error["code"])  # the main thread may hang in a collective
             time.sleep(_POLL_S)
 
     threading.Thread(target=watch, daemon=True, name="watching-ranks").start()

@@ -1,8 +1,8 @@
-"""Stop where a run can go on from: a signal asks for it, the next boundary between two steps answers.
+"""Stop a run so that it can resume: a signal sets a flag, and the run stops between two steps.
 
-A signal handler must not save or communicate: under DDP it comes at any point of any rank, and what it interrupts may
-be a collective that the others wait in. So it sets a flag, and at a boundary all ranks agree on whether one of them has
-it set. SIGTERM and SIGUSR1 are what schedulers send ahead of a kill; Ctrl-C asks for the same, and a second one stops
+A signal handler must not save or communicate: under DDP it runs at any point of any rank, and may interrupt a
+collective that the others wait in. So it sets a flag, and between two steps all ranks agree on whether one of them
+has it set. Schedulers send SIGTERM or SIGUSR1 before they kill a job; Ctrl-C does the same, and a second Ctrl-C stops
 at once.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):
-    """A run stopped on request, and `last.ckpt` is of the step at which it did.
+    """A run stopped on request; `last.ckpt` is of its last step.
 
     Args:
         step: the optimiser steps done.
@@ -29,14 +29,14 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Whether somebody asked this run to stop."""
+    """Whether this run has been asked to stop."""
 
     def __init__(self) -> None:
         self.is_requested = False
         self.is_aborted = False
 
     def listen(self) -> None:
-        """Take over the signals, which only a main thread gets; Lightning gives them back when its fit ends."""
+        """Handle the signals, which only a main thread can; Lightning restores the old handlers when its fit ends."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -52,5 +52,5 @@ class Interruption:
         self.is_requested = True
 
     def is_agreed(self, trainer: "Trainer") -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer, and all have to ask."""
+        """Whether any rank was asked to stop; a collective: every rank calls it and gets the same answer."""
         return trainer.strategy.reduce_boolean_decision(self.is_requested, all=False)

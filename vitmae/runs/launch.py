@@ -1,8 +1,8 @@
-"""Who started this process: its rank, and what its fellow ranks and its later attempts have in common with it.
+"""How this process was started: its rank, and a key that the other ranks and later attempts of its job share.
 
-Three ways lead to several processes. Lightning's own launcher starts the others from the first and tells them the
-run directory. torchrun and srun start all of them at once: they have to agree on one directory by themselves. And a
-preempted SLURM job is started again later: it has to find the directory it had.
+There are three ways. Lightning's own launcher starts the other ranks from the first and passes them the run directory.
+torchrun and srun start all ranks at once, and these have to agree on one directory. A preempted SLURM job is started
+again later, and has to find its directory.
 """
 
 import os
@@ -17,17 +17,17 @@ from vitmae.errors import UserError
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 RANK_MARKERS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")
-"""What Lightning's launcher leaves in the environment of the process it starts the others from."""
+"""What Lightning's launcher sets in the environment of the first process."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How this process came to be.
+    """How this process was started.
 
     Attributes:
         rank: over all processes of the run.
         separate: the ranks were started side by side, by torchrun or srun, and not one by the other.
-        key: equal for all ranks of a job and for its later attempts; None where there are no others to find.
+        key: equal for all ranks of a job and for its later attempts; None if the process has to find no others.
         attempt: how often the job was started before.
     """
 
@@ -43,10 +43,10 @@ class Launch:
 
 
 def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """Read how this process was started from its environment.
+    """Read from the environment how this process was started.
 
     Raises:
-        UserError: if ranks were started on several nodes without a name to agree by.
+        UserError: if torchrun started ranks on several nodes without a name that they share.
     """
     rank = next((int(environ[name]) for name in _RANK_VARIABLES if name in environ), 0)
     if "TORCHELASTIC_RUN_ID" in environ:
@@ -55,7 +55,7 @@ def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     if "SLURM_JOB_ID" in environ:
         separate = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1
         step = environ.get("SLURM_STEP_ID", "batch")
-        # one job may run several commands, one after the other: each is a run of its own
+        # one job may run several commands, one after the other; each is a run of its own
         command = zlib.crc32("\0".join(sys.argv[1:]).encode())
         key = f"slurm-{environ['SLURM_JOB_ID']}-{step}-{command:08x}"
         alone = not separate and "LOCAL_RANK" not in environ
@@ -64,7 +64,7 @@ def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def _torchrun_name(environ: Mapping[str, str]) -> str:
-    """The rendezvous id; where none was given, the torchrun process itself, if all ranks have the same one."""
+    """The rendezvous id; without one, the id of the torchrun process, if all ranks have the same one."""
     name = environ["TORCHELASTIC_RUN_ID"]
     if name != "none":
         return name
@@ -72,6 +72,6 @@ def _torchrun_name(environ: Mapping[str, str]) -> str:
         raise UserError("torchrun on several nodes needs --rdzv-id=NAME, so that all ranks agree on one run directory")
     agent = os.getppid()
     stat = Path(f"/proc/{agent}/stat")
-    # with its start time, because process ids are used again
+    # with its start time, because process ids are reused
     started = stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else "0"
     return f"{socket.gethostname()}-{agent}-{started}"

@@ -1,4 +1,4 @@
-"""What can be said of a run before it begins: whether its devices are there, and the precision that they compute in."""
+"""Checks before a run starts: whether its devices exist, and which precision they compute in."""
 
 import torch
 
@@ -17,23 +17,23 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # bf16 that is emulated is slower than float32: these are the two instruction sets that have it
+        # emulated bf16 is slower than float32; these are the two instruction sets that have it
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         has_bf16 = accelerator in ("auto", "cpu") and any(getattr(torch.cpu, check, bool)() for check in checks)
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
-    """Compare what is asked for with what is there.
+    """Compare the requested devices with those that exist.
 
     Raises:
-        UserError: if there is no GPU, or not as many as asked for.
+        UserError: if there is no GPU, or fewer than requested.
     """
     if accelerator not in ("gpu", "cuda") or (accelerator == "gpu" and torch.backends.mps.is_available()):
         return
-    there = torch.cuda.device_count()
-    if there == 0:
+    visible = torch.cuda.device_count()
+    if visible == 0:
         raise UserError(f"trainer.accelerator={accelerator}: no GPU is visible here: use trainer=cpu or trainer=auto")
-    asked = max(devices) + 1 if isinstance(devices, list) else int(devices) if str(devices).isdigit() else there
-    if asked > there:
-        raise UserError(f"trainer.devices={devices}: {there} GPUs are visible here: ask for fewer, or for -1 (all)")
+    needed = max(devices) + 1 if isinstance(devices, list) else int(devices) if str(devices).isdigit() else visible
+    if needed > visible:
+        raise UserError(f"trainer.devices={devices}: {visible} GPUs are visible here: set fewer, or -1 (all)")

@@ -1,4 +1,4 @@
-"""Find the run that `ckpt=last`, `ckpt=best` or `ckpt=PATH` speaks of, and go on with the settings it was started with.
+"""Find the run that `ckpt=last`, `ckpt=best` or `ckpt=PATH` names, and its saved settings.
 
 A resumed run keeps its directory and its saved settings. Single settings given on the command line apply on top; a
 whole group cannot be changed, because the weights and the optimiser's state belong to it.
@@ -20,13 +20,13 @@ _KINDS = ("last", "best")
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run to go on with.
+    """A run to resume.
 
     Attributes:
         checkpoint: the file, absolute.
         settings: as they were saved, plain values.
-        directory: where the run lives; None for a lone checkpoint file, which starts a directory of its own.
-        overrides: what is left of the command line's overrides: single settings.
+        directory: of the run; None for a checkpoint file alone, which gets a new directory.
+        overrides: those of the command line that are single settings.
     """
 
     checkpoint: Path
@@ -44,7 +44,7 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str]) -> Resumpti
         overrides: the command line's others, as `key=value`.
 
     Raises:
-        UserError: if there is no such checkpoint, or if an override asks for another group than the run has.
+        UserError: if there is no such checkpoint, or if an override names another group than the run has.
     """
     wanted = dict(override.split("=", 1) for override in overrides if "=" in override and override[0].isalpha())
     checkpoint = _newest(ckpt, runs, wanted) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
@@ -69,7 +69,7 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str]) -> Resumpti
 
 
 def _newest(kind: str, runs: Path, wanted: Mapping[str, str]) -> Path:
-    """The checkpoint written last, of the runs that agree with the name and the groups that are asked for."""
+    """The newest checkpoint of the runs that have the given name and groups."""
     found = sorted(runs.glob(f"**/checkpoints/{kind}.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     conditions: list[str] = []
     for path in found:
@@ -83,7 +83,7 @@ def _newest(kind: str, runs: Path, wanted: Mapping[str, str]) -> Path:
 
 
 def _of_path(path: Path) -> Path:
-    """A checkpoint from its own path or from its run's."""
+    """A checkpoint from its own path or from that of its run."""
     checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not checkpoint.is_file():
         raise UserError(f"ckpt={path}: there is no {'checkpoints/last.ckpt in it' if path.is_dir() else 'such file'}")

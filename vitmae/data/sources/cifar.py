@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 or 100 classes.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). torchvision downloads and reads
-the original files; they are pickles, and are opened only after their published checksums have been compared.
+the original files. They are pickles, so they are opened only if their checksums are the published ones.
 """
 
 import logging
@@ -39,7 +39,7 @@ class CIFAR:
         """Load it, downloading it first if it is not in ``path``; there is no validation split.
 
         Raises:
-            UserError: it is not there and cannot be downloaded, or is asked for in other channels than 3.
+            UserError: it is not there and cannot be downloaded, or ``in_chans`` is not 3.
         """
         if in_chans != 3:
             raise UserError(f"CIFAR has 3 channels, not {in_chans}: set data.in_chans=3")
@@ -65,7 +65,7 @@ class CIFAR:
         return Splits(train=train, test=test, class_names=tuple(parts[0].classes), stats=_STATS[self.num_classes])
 
     def _download(self, dataset: Any, folder: Path) -> None:
-        """Download beside the place and move there, so that several processes cannot disturb each other."""
+        """Download into a temporary folder and move the result, so that several processes can do it at once."""
         name = f"CIFAR-{self.num_classes}"
         log.info("downloading %s to %s", name, folder)
         try:

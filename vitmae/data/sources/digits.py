@@ -1,7 +1,7 @@
 """Handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes, that come with scikit-learn.
 
 Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998). In the file's order the last
-360 images were written by other people than the first: they are the test split.
+360 images were written by other people than the first; they are the test split.
 """
 
 from importlib.util import find_spec
@@ -22,10 +22,10 @@ class Digits:
     """scikit-learn's digits."""
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
-        """Load them: training 1,437 images, test 360, no validation split; 8 x 8 pixels whatever is asked for.
+        """Load them: training 1,437 images, test 360, no validation split; 8 x 8 pixels whatever ``img_size`` is.
 
         Raises:
-            UserError: they are asked for in colour.
+            UserError: ``in_chans`` is not 1.
         """
         if in_chans != 1:
             raise UserError(f"the digits are grey and have no {in_chans} channels: set data.in_chans=1")

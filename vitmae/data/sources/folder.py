@@ -1,4 +1,4 @@
-"""One's own image files: class folders, a flat folder, a glob or a list; with or without splits and masks.
+"""The user's image files: class folders, a flat folder, a glob or a list; with or without splits and masks.
 
     path/train/<class>/*.jpg, path/val/..., path/test/...     splits with classes (ImageNet's layout)
     path/<class>/**/*.jpg                                     classes
@@ -42,7 +42,7 @@ class FileImages(EncodedImages):
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], root: Path, masks: Path | None = None) -> None:
         super().__init__(torch.tensor(labels, dtype=torch.int64))
-        # One block of bytes: a list of a million strings would be copied into every worker, page by page.
+        # one block of bytes, because a list of a million strings would be copied into every worker, page by page
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.root, self.masks = root, masks
         self.has_masks = masks is not None
@@ -99,7 +99,7 @@ class Folder:
         """List the files of each split.
 
         Raises:
-            UserError: the path is missing, or nothing like the above, or a split has a class that training lacks.
+            UserError: the path is missing or has another layout, or a split has a class that training lacks.
         """
         places = split_places(path)
         listed = {split: _list_images(place) for split, place in places.items()}
@@ -134,10 +134,10 @@ class Folder:
 
 
 def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
-    """Where each split lies: named one by one, in subfolders called so, or training images only.
+    """Where each split lies: named one by one, in subfolders with a split's name, or training images only.
 
     Raises:
-        UserError: nothing is named, or something else than the splits.
+        UserError: no path is given, or a mapping has other keys than the splits.
     """
     if not path:
         raise UserError("data.path is not set: point it at your images, such as data.path=/my/images")

@@ -3,8 +3,8 @@
     path/train-00000-of-00002.parquet, path/test.parquet, ...     splits by the files' names
     {train: ..., val: ..., test: ...}                             splits one by one: files, folders or globs
 
-Tables of up to 2 GiB are held encoded in memory. Larger ones are copied once to the cache as an Arrow file, of
-which all workers and ranks map the same pages: Parquet itself cannot be read at random.
+Tables of up to 2 GiB are held encoded in memory. Larger ones are copied once to the cache as an Arrow file, which
+all workers and ranks map into memory, because Parquet has no random access.
 """
 
 import json
@@ -70,14 +70,14 @@ class ParquetImages(EncodedImages):
         return digest([os.path.abspath(file) for file in self.files], states, self.column)
 
     def _batches(self) -> Iterator[Any]:
-        """The encoded images, some at a time."""
+        """The encoded images, batch by batch."""
         for file in self.files:
             for batch in pq.ParquetFile(file).iter_batches(columns=[self.column]):
                 images = batch.column(0)
                 yield (images.field("bytes") if pa.types.is_struct(images.type) else images).cast(pa.large_binary())
 
     def _map(self) -> Any:
-        """The same, mapped from the cache, written there first if this is the first time."""
+        """The same, mapped from the cache; the first time it is written there."""
         path = cache_dir() / "tables" / f"{self.fingerprint(())}.arrow"
         if not path.exists():
             log.info("copying %d Parquet files to %s", len(self.files), path)
@@ -89,7 +89,7 @@ class ParquetImages(EncodedImages):
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker is sent: not the images, if they can be mapped there too."""
+        """What is sent to a worker: without the images, if the worker can map them too."""
         return self.__dict__ | {"_bytes": None if self._large else self._bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,8 +113,8 @@ class Parquet:
         """Open the tables of each split.
 
         Raises:
-            UserError: the path is missing, its files are no Parquet, or have no such columns, or a split has a
-                class that training lacks.
+            UserError: the path is missing, its files are not Parquet or lack a column, or a split has a class that
+                training lacks.
         """
         places = split_places(path)
         files = {split: _find(place) for split, place in places.items()}
@@ -161,7 +161,7 @@ def _find(place: str | Sequence[str]) -> list[Path]:
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Share out files by the names of the splits in their own names."""
+    """Sort files by the name of a split in their own name."""
     if len(files) == 1:
         return {"train": list(files)}
     shared: dict[str, list[Path]] = {}
@@ -187,11 +187,11 @@ def _schema(file: Path) -> Any:
         raise UserError(f"{file} is not a Parquet file ({str(error).splitlines()[0]}): check data.path") from None
 
 
-def _pick(schema: Any, wanted: str | None, usual: Sequence[str], role: str, file: Path) -> str | None:
-    """The column of a role: the one that is wanted, else the first usual one, else None."""
-    if wanted is not None and wanted not in schema.names:
-        raise UserError(f"{file} has no column {wanted} but {', '.join(schema.names)}: set data.source.{role}_column")
-    return wanted or next((name for name in usual if name in schema.names), None)
+def _pick(schema: Any, given: str | None, usual: Sequence[str], role: str, file: Path) -> str | None:
+    """The column of a role: the given one, else the first usual one, else None."""
+    if given is not None and given not in schema.names:
+        raise UserError(f"{file} has no column {given} but {', '.join(schema.names)}: set data.source.{role}_column")
+    return given or next((name for name in usual if name in schema.names), None)
 
 
 def _column(files: Sequence[Path], name: str) -> Any:
@@ -202,7 +202,7 @@ def _column(files: Sequence[Path], name: str) -> Any:
 
 
 def _class_names(schema: Any, column: str, values: Any) -> tuple[str, ...]:
-    """The names that the hub keeps in the schema, else the labels themselves."""
+    """The names in the hub's part of the schema, else the labels themselves."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:

@@ -30,7 +30,7 @@ class Shapes:
         num_train: how many training images.
         num_val: how many validation images.
         num_test: how many test images.
-        seed: of the pictures, apart from the run's seed: runs with different seeds see the same set.
+        seed: of the pictures; it is not the run's seed, so runs with different seeds see the same set.
     """
 
     def __init__(self, num_train: int = 10_000, num_val: int = 2_000, num_test: int = 2_000, seed: int = 0) -> None:
@@ -40,7 +40,7 @@ class Shapes:
         self.seed = seed
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
-        """Describe the splits; nothing is drawn before it is asked for."""
+        """Describe the splits; images are drawn on request."""
         train, val, test = (
             RenderedImages(
                 partial(render, key=fold(self.seed, "shapes", split), size=img_size, in_chans=in_chans),

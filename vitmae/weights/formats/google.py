@@ -44,20 +44,20 @@ _IN_POOL = (
 
 
 def read(content: Mapping[str, Tensor], name: str) -> Source | None:
-    """Translate such a file; None if it is none.
+    """Translate such a file; None if the file is of another kind.
 
     Args:
         content: arrays by their names.
-        name: what the user calls it.
+        name: of the file, as the user gave it.
     """
     prefix = next((prefix for prefix in _PREFIXES if prefix + _LANDMARK in content), None)
     if prefix is None:
         return None
     arrays = {key.removeprefix(prefix): array for key, array in content.items() if key.startswith(prefix)}
-    # a hybrid whose ResNet is a stem alone has no stages, and timm names its stem otherwise
+    # a hybrid whose ResNet is only a stem has no stages, and timm gives its stem another name
     stem = "patch_embed.backbone." + ("stem." if any(key.startswith("block") for key in arrays) else "")
     state, names, unknown = {}, {}, []
-    for theirs, array in _stacked(_apart(arrays)).items():
+    for theirs, array in _stack_qkv(_split_blocks(arrays)).items():
         ours = _rename(theirs, stem)
         if ours is None:
             unknown.append(theirs)
@@ -66,23 +66,24 @@ def read(content: Mapping[str, Tensor], name: str) -> Source | None:
     return Source(name, "Google's npz", state, names, tuple(unknown))
 
 
-def _apart(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One array per block, where all blocks lie in one array along its first axis."""
-    apart: dict[str, Tensor] = {}
+def _split_blocks(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One array per block, also in files that stack all blocks along the first axis of one array."""
+    split: dict[str, Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("Transformer/encoderblock/"):
             rest = name.removeprefix("Transformer/encoderblock/")
-            apart |= {f"Transformer/encoderblock_{block}/{rest}": part for block, part in enumerate(array)}
+            split |= {f"Transformer/encoderblock_{block}/{rest}": part for block, part in enumerate(array)}
         else:
-            apart[name] = array
-    return apart
+            split[name] = array
+    return split
 
 
-def _stacked(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stack_qkv(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Query, key and value as one array per block, (D, 3, heads, D / heads); in attention pooling key and value."""
     stacked = {}
     for name, array in arrays.items():
-        before, found, after = re.split(r"/(query|key|value)/", name) if _is_attention(name) else (name, "", "")
+        attention = re.fullmatch(r"(.*Attention_\d)/(query|key|value)/(.*)", name)
+        before, found, after = attention.groups() if attention else (name, "", "")
         pool = before.startswith("MAPHead_0")
         together = ("key", "value") if pool else ("query", "key", "value")
         if found not in together:
@@ -91,10 +92,6 @@ def _stacked(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = [arrays[f"{before}/{part}/{after}"] for part in together]
             stacked[f"{before}/{'kv' if pool else 'qkv'}/{after}"] = torch.stack(parts, dim=array.ndim - 2)
     return stacked
-
-
-def _is_attention(name: str) -> bool:
-    return re.search(r"Attention_\d/(query|key|value)/", name) is not None
 
 
 def _rename(name: str, stem: str) -> str | None:
@@ -109,7 +106,7 @@ def _rename(name: str, stem: str) -> str | None:
 
 
 def _rename_layer(path: str, stem: str) -> str | None:
-    """The layer here that a path there stands for."""
+    """The name here of a layer there; None where there is none."""
     if path == "head":
         return "head"
     if found := re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)", path):
@@ -133,7 +130,7 @@ def _first_match(patterns: tuple[tuple[str, str], ...], text: str) -> str | None
 
 
 def _in_torch_order(name: str, array: Tensor) -> Tensor:
-    """An array as torch's layers hold it."""
+    """An array in the order of axes of torch's layers."""
     array = array.float()
     if name.endswith(("cls", "pos_embedding", "probe")):
         return array

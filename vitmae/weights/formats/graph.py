@@ -83,11 +83,7 @@ def write_onnx(objective: Any, saved: Saved, what: str, folder: Path) -> None:
 def write_torch_export(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     """Write `model.pt2`, which `torch.export.load` opens.
 
-    Args:
-        objective: as `rebuild` makes it.
-        saved: what it was made from.
-        what: full or encoder.
-        folder: an existing one.
+    Args: as `write_onnx`.
 
     Raises:
         UserError: what is asked for cannot be one graph.
