@@ -11,7 +11,7 @@ from torch import Tensor
 from vitmae.errors import UserError
 from vitmae.randomness import generator
 
-Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution: a two-sided 95 % interval
+_Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution: a two-sided 95 % interval
 
 Interval = tuple[float, float]
 
@@ -70,24 +70,23 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> float:
     return (predictions == labels).double().mean().item()
 
 
-def wilson_interval(accuracy: float, num_images: int, z: float = Z95) -> Interval:
-    """The score interval of a proportion (Wilson, JASA 22, 1927): (low, high), both in [0, 1].
+def wilson_interval(accuracy: float, num_images: int) -> Interval:
+    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927): (low, high), both in [0, 1].
 
     Unlike accuracy ± z·standard error it is valid for few images and for accuracies near 0 and 1.
 
     Args:
         accuracy: share of successes, in [0, 1].
         num_images: number of trials.
-        z: normal quantile; the default gives 95 %.
 
     Raises:
         UserError: if there are no trials.
     """
     if num_images < 1:
         raise UserError("an accuracy over no test images has no interval: check the test split")
-    shrink = 1 + z**2 / num_images
-    centre = (accuracy + z**2 / (2 * num_images)) / shrink
-    half = z / shrink * math.sqrt(accuracy * (1 - accuracy) / num_images + (z / (2 * num_images)) ** 2)
+    shrink = 1 + _Z95**2 / num_images
+    centre = (accuracy + _Z95**2 / (2 * num_images)) / shrink
+    half = _Z95 / shrink * math.sqrt(accuracy * (1 - accuracy) / num_images + (_Z95 / (2 * num_images)) ** 2)
     # the bounds enclose the accuracy; at 0 and 1, where they meet it, rounding must not undo that
     return min(max(centre - half, 0.0), accuracy), max(min(centre + half, 1.0), accuracy)
 
