@@ -22,7 +22,7 @@ def test_a_folder_is_prepared_and_what_was_left_out_is_said(tmp_path, capsys):
 def test_a_mistake_is_one_line(tmp_path, capsys):
     (tmp_path / "src").mkdir()
     for arguments, line in [
-        ([f"src={tmp_path / 'src'}", f"dst={tmp_path / 'src' / 'small'}"], "lie in each other"),
+        ([f"src={tmp_path / 'src'}", f"dst={tmp_path / 'src' / 'small'}"], "must not contain each other"),
         ([f"src={tmp_path / 'src'}", "dst=x", "quality=0"], "quality=0"),
         ([f"src={tmp_path / 'src'}", "dst=x", "num_workers=0"], "num_workers"),
         (["src=x"], "dst must be given"),

@@ -12,7 +12,7 @@ def as_text(table: Table) -> str:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    drawn = RichTable(*table[0], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    drawn = RichTable(*table[0], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for row in table[1:]:
         drawn.add_row(*row)
     text = StringIO()
