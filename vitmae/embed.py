@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ def embed(
     on_error: Literal["raise", "skip"] = "raise",
     device: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Write one vector per image into a table.
 
@@ -34,6 +36,7 @@ def embed(
         on_error: what to do with an image that cannot be read.
         device: where the model runs.
         runs: where ``ckpt=last`` looks.
+        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.embed_folder.embed_folder`.
@@ -48,7 +51,7 @@ def embed(
     from vitmae.trained.images import FolderImages
     from vitmae.trained.model import find_model, open_model
 
-    model = open_model(find_model(ckpt, runs), device)
+    model = open_model(find_model(ckpt, runs), device, trust)
     folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
     done = embed_folder(model, folder, table, pooling=pooling, batch_size=batch_size, num_workers=num_workers)
     for line in done.unreadable:

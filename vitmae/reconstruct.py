@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ def reconstruct(
     seed: int = 0,
     device: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Hide a part of each image, predict it, and write how well that went.
 
@@ -40,6 +42,7 @@ def reconstruct(
         seed: of masks that are drawn.
         device: where the model runs.
         runs: where ``ckpt=last`` looks.
+        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.reconstruct_folder.reconstruct_folder`.
@@ -53,7 +56,7 @@ def reconstruct(
     from vitmae.trained.model import find_model, open_model
     from vitmae.trained.reconstruct_folder import read_mask, reconstruct_folder
 
-    model = open_model(find_model(ckpt, runs), device)
+    model = open_model(find_model(ckpt, runs), device, trust)
     model.require_decoder()
     folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
     place = Path(out).expanduser()

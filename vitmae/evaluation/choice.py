@@ -13,13 +13,13 @@ from vitmae.weights.saved import Saved, read_saved
 _WITHOUT_LABELS = ("collapse", "dense")
 
 
-def read_for(data: ImageData, path: Path) -> Saved:
+def read_for(data: ImageData, path: Path, trust: Sequence[str] = ()) -> Saved:
     """Read a checkpoint and compare it with the images that it is to see.
 
     Raises:
         UserError: it is none of this project, or it sees another number of channels.
     """
-    saved = read_saved(path)
+    saved = read_saved(path, trust)
     channels = saved.settings["backbone"]["in_chans"]
     if data.in_chans != channels:
         raise UserError(

@@ -1,9 +1,11 @@
 """Which images an evaluation sees: the run's own, or another set, at the checkpoint's size and channels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from vitmae.classes import check_classes
 from vitmae.config import config_dir, did_you_mean
 from vitmae.errors import UserError
 from vitmae.tokens.patches import pair
@@ -11,18 +13,19 @@ from vitmae.trained.model import find_model
 from vitmae.weights.saved import read_saved
 
 
-def of_run(ckpt: str, runs: str) -> dict[str, Any]:
+def of_run(ckpt: str, runs: str, trust: Sequence[str] = ()) -> dict[str, Any]:
     """The `data` settings that a checkpoint was trained with.
 
     Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway. The share that a
     centre crop keeps is left as the run had it, so that images are seen as in the run's own validation.
 
     Raises:
-        UserError: there is no such checkpoint, or it does not say.
+        UserError: there is no such checkpoint, it does not say, or it builds what a file may not (`vitmae.classes`).
     """
-    saved = read_saved(find_model(ckpt, runs))
+    saved = read_saved(find_model(ckpt, runs), trust)
     if "data" not in saved.settings:
         raise UserError(f"{saved.path} does not say what it was trained on: give data=<choice>")
+    check_classes({"data": saved.settings["data"]}, saved.path, trust)
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     return {
         **saved.settings["data"],

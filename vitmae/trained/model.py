@@ -7,7 +7,7 @@ Nothing is masked and nothing is random but the mask that `reconstruct` is asked
 Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patches, D width, K classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.randomness import fold, fold_indices
-from vitmae.runs.resume import find_resumption
+from vitmae.runs.resume import find_checkpoint
 from vitmae.tokens.masking import Mask, draw_mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.trained.device import find_device
@@ -275,12 +275,12 @@ def find_model(ckpt: str, runs: str) -> Path:
     if ckpt not in ("last", "best"):
         return local(ckpt)
     try:
-        return find_resumption(ckpt, Path(runs), []).checkpoint
+        return find_checkpoint(ckpt, Path(runs))
     except UserError as error:
         raise UserError(str(error).replace(", or leave ckpt= out", "")) from error
 
 
-def open_model(path: str | Path, device: str | torch.device | None = None) -> Model:
+def open_model(path: str | Path, device: str | torch.device | None = None, trust: Sequence[str] = ()) -> Model:
     """See `vitmae.load`."""
     found = find_device(device)  # before a large file is read
-    return Model(read_saved(local(str(path))), found)
+    return Model(read_saved(local(str(path)), trust), found)
