@@ -135,9 +135,10 @@ def _checked(saved: Saved, trust: Sequence[str]) -> Saved:
 
 def as_source(saved: Saved, name: str) -> Source:
     """Weights to load into another model; what was measured of the data (mean, deviation, baselines) stays behind."""
-    state = {key: tensor for key, tensor in saved.state.items() if "." in key or key == "mask_token"}
     with torch.device("meta"):
-        grid_size = build_backbone(saved.settings).grid_size
+        objective = build_objective(saved)
+    measured = {name for name, _ in objective.named_buffers() if "." not in name}
+    state = {name: tensor for name, tensor in saved.state.items() if name not in measured}
     ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
     notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
     return Source(
@@ -145,10 +146,10 @@ def as_source(saved: Saved, name: str) -> Source:
         f"this project's {saved.objective}",
         state,
         {key: key for key in state},
-        grid_size=grid_size,
+        grid_size=objective.backbone.grid_size,
         license=saved.facts.get("license"),
         notes=notes,
-        settings=saved.settings,
+        objective=saved.settings["model"]["_target_"],
     )
 
 
@@ -170,9 +171,18 @@ def build_objective(saved: Saved) -> Any:
     """
     node = dict(saved.settings["model"])
     if "num_classes" in node:
-        node["num_classes"] = len(saved.state["head.bias"]) if saved.is_full else 1
+        node["num_classes"] = _num_classes(saved, node["num_classes"])
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     return build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+
+
+def _num_classes(saved: Saved, configured: int | None) -> int:
+    """As many as the head has rows, else as configured or as there are names; without a head any number will do."""
+    if not saved.is_full:
+        return 1
+    if "head.bias" in saved.state:
+        return len(saved.state["head.bias"])
+    return configured or len(saved.facts.get("class_names") or [None])
 
 
 def rebuild(saved: Saved) -> Any:
