@@ -1,24 +1,45 @@
 import copy
+import inspect
+import io
 
 import pytest
+import timm
 import torch
 from timm.models import vision_transformer as timm_layers
 from torch import nn
 from torch.nn import functional as F
 
 from tests.models.parts import batch, objective, tiny_backbone
-from vitmae.backbones import blocks as layers
+from vitmae.backbones import cpu_bf16
 from vitmae.backbones.backbone import use_fused_attention
-from vitmae.backbones.blocks import Attention, Block, Linear, linear, read_tokens, use_fast_layers
+from vitmae.backbones.blocks import Block, SelfAttention, adopt_blocks, read_tokens
+from vitmae.backbones.cpu_bf16 import Linear, linear, replace_linear_layers
+from vitmae.errors import UserError
 from vitmae.randomness import seed
 from vitmae.tokens.patches import gather_tokens
+from vitmae.torch_internals import can_fuse_bias
 
 IDS = torch.tensor([[3, 0, 6], [1, 1, 5]])
 
 
-@pytest.fixture(autouse=True)
-def _small_is_large(monkeypatch):
-    monkeypatch.setattr(layers, "_LARGE", 1)
+@pytest.fixture(
+    autouse=True,
+    params=[
+        "stand-in",
+        pytest.param("oneDNN", marks=pytest.mark.skipif(not can_fuse_bias(), reason="not on this processor")),
+    ],
+)
+def _every_processor_is_the_fast_kind(request, monkeypatch):
+    """Nothing is too small for the fast functions, and a stand-in for oneDNN's product lets any processor run them."""
+
+    def product(x, weight, bias):
+        output = x.float() @ weight.float().t()
+        return (output if bias is None else output + bias.float()).to(torch.bfloat16)
+
+    monkeypatch.setattr(cpu_bf16, "_LARGE", 1)
+    if request.param == "stand-in":
+        monkeypatch.setattr(cpu_bf16, "_FUSES_BIAS", True)
+        monkeypatch.setattr(cpu_bf16, "linear_with_bias", product)
 
 
 def blocks(**settings):
@@ -27,9 +48,14 @@ def blocks(**settings):
     theirs = timm_layers.Block(32, num_heads=4, qkv_bias=True, **settings)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.2)
-    ours = copy.deepcopy(theirs)
-    use_fast_layers(ours)
-    return theirs, ours
+    return theirs, adopted(copy.deepcopy(theirs))
+
+
+def adopted(block):
+    inside = nn.Sequential(block)
+    adopt_blocks(inside)
+    replace_linear_layers(inside)
+    return inside[0]
 
 
 def tokens(dtype=torch.float32):
@@ -48,17 +74,64 @@ def bf16():
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def test_only_timms_plain_layers_change_their_class_and_nothing_else_of_them_changes():
+def test_a_plain_block_is_replaced_with_its_own_parameters_under_the_same_names_in_the_same_order():
+    theirs = timm_layers.Block(
+        32, 4, qk_norm=True, init_values=0.1, drop_path=0.1, scale_attn_norm=True, norm_layer=nn.LayerNorm
+    )
+    parameters, keys, state = list(theirs.named_parameters()), list(theirs.state_dict()), torch.get_rng_state()
+    ours = adopted(theirs)
+    assert (type(ours), type(ours.attn), type(ours.mlp.fc1)) == (Block, SelfAttention, Linear)
+    assert list(ours.state_dict()) == keys
+    for (name, parameter), (own_name, own) in zip(parameters, ours.named_parameters(), strict=True):
+        assert own_name == name
+        assert own is parameter
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_layer_of_another_kind_stays_and_so_does_a_block_with_another_attention():
     class Own(nn.Linear):
         pass
 
-    theirs, ours = blocks(drop_path=0.1)
-    assert (type(ours), type(ours.attn), type(ours.mlp.fc1)) == (Block, Attention, Linear)
-    assert list(theirs.state_dict()) == list(ours.state_dict())
-    mixed = nn.Sequential(Own(2, 2), nn.LayerNorm(2), timm_layers.ParallelScalingBlock(32, 2))
+    class OwnAttention(timm_layers.Attention):
+        pass
+
+    mixed = nn.Sequential(Own(2, 2), nn.LayerNorm(2), timm_layers.ParallelScalingBlock(32, 2), timm_layers.Block(32, 2))
+    mixed[3].attn = OwnAttention(32, 2)
     before = [type(part) for part in mixed.modules() if type(part) is not nn.Linear]
-    use_fast_layers(mixed)
+    adopted(mixed)
+    adopt_blocks(mixed)
     assert [type(part) for part in mixed.modules() if type(part) is not Linear] == before
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "part"),
+    [
+        ("attn", "sink", nn.Linear(2, 2)),
+        ("attn", "temperature", nn.Parameter(torch.ones(1))),
+        ("attn", "rotate_half", True),
+        ("", "norm3", nn.LayerNorm(32)),
+    ],
+)
+def test_a_part_that_only_a_newer_timm_knows_is_one_line_that_names_it_and_the_tested_versions(place, name, part):
+    block = timm_layers.Block(32, 2)
+    setattr(block.get_submodule(place), name, part)
+    with pytest.raises(UserError, match=rf"^timm {timm.__version__} .* {name}, .*1\.0\.") as error:
+        adopted(block)
+    assert "\n" not in str(error.value)
+
+
+def test_a_block_can_be_copied_saved_built_without_memory_and_compiled():
+    _, ours = blocks()
+    expected = ours(tokens())
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(ours), torch.load(file, weights_only=False)):
+        assert torch.equal(copied(tokens()), expected)
+    with torch.device("meta"):
+        assert adopted(timm_layers.Block(32, 4))(tokens().to("meta")).shape == (2, 7, 32)
+    ours.compile(backend="eager", fullgraph=True)
+    assert torch.equal(ours(tokens()), expected)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -68,6 +141,20 @@ def test_in_float32_a_block_is_timms_bit_for_bit(fused):
         use_fused_attention(block, fused)
     for a, b in zip(gradients(theirs), gradients(ours), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif("gated" not in inspect.signature(timm_layers.Attention).parameters, reason="not in this timm")
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gate_on_what_was_attended_to_is_timms_too(fused):
+    theirs, _ = blocks()
+    theirs.attn = timm_layers.Attention(32, num_heads=4, gated=True)
+    ours = adopted(copy.deepcopy(theirs))
+    for block in (theirs, ours):
+        use_fused_attention(block, fused)
+    for a, b in zip(gradients(theirs), gradients(ours), strict=True):
+        assert torch.equal(a, b)
+    some = read_tokens(ours, tokens(), IDS)
+    assert torch.allclose(some, gather_tokens(ours(tokens()), IDS), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [8**-0.5, 0.1])
@@ -81,24 +168,23 @@ def test_in_bf16_a_block_is_as_near_to_float64_as_timms(scale):
         plain, fast = gradients(theirs), gradients(ours)
     for a, b, wanted in zip(plain, fast, exact, strict=True):
         assert a.dtype == b.dtype
-        assert (b - wanted).norm() <= 1.3 * (a - wanted).norm() + 1e-6 * wanted.norm()
+        assert (b - wanted).norm() <= 1.5 * (a - wanted).norm() + 1e-6 * wanted.norm()
 
 
-@pytest.mark.skipif(not layers._FUSES_BIAS, reason="this processor or this build of torch has no such product")
 def test_in_bf16_the_fast_functions_run_on_what_is_large_and_elsewhere_they_do_not(monkeypatch):
     ran = []
-    for function in (layers._Linear, layers._Attention):
+    for function in (cpu_bf16._Linear, cpu_bf16._Attention):
         apply = function.apply
         monkeypatch.setattr(function, "apply", lambda *a, f=function, apply=apply: (ran.append(f), apply(*a))[1])
     _, ours = blocks()
     for fused, context, large, expected in (
-        (False, bf16(), 1, [layers._Linear, layers._Attention, *[layers._Linear] * 3]),
-        (True, bf16(), 1, [layers._Linear] * 4),
+        (False, bf16(), 1, [cpu_bf16._Linear, cpu_bf16._Attention, *[cpu_bf16._Linear] * 3]),
+        (True, bf16(), 1, [cpu_bf16._Linear] * 4),
         (False, torch.autocast("cpu", enabled=False), 1, []),
-        (False, bf16(), 14 * 64, [layers._Linear] * 2),
+        (False, bf16(), 14 * 64, [cpu_bf16._Linear] * 2),
     ):
         ran.clear()
-        monkeypatch.setattr(layers, "_LARGE", large)
+        monkeypatch.setattr(cpu_bf16, "_LARGE", large)
         use_fused_attention(ours, fused)
         with context:
             ours(tokens())
@@ -156,8 +242,8 @@ def test_an_objective_learns_the_same_from_the_tokens_it_reads_as_from_all(kind,
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max()))
 
 
-def _whole(block, x, attn_mask=None, is_causal=False, ids=None):
-    output = timm_layers.Block.forward(block, x)
+def _whole(block, x, ids=None, forward=Block.forward):
+    output = forward(block, x)
     return output if ids is None else gather_tokens(output, ids)
 
 
@@ -173,7 +259,7 @@ def test_dropout_between_attention_and_projection_is_still_drawn_where_it_is_ask
 @pytest.mark.parametrize("shape", [(5, 32), (2, 7, 32), (2, 0, 32)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_in_bf16_takes_any_batch_and_gives_only_the_gradients_that_are_wanted(shape, bias):
-    layer = Linear(32, 16, bias=bias)
+    layer = Linear(nn.Linear(32, 16, bias=bias))
     layer.weight.requires_grad_(False)
     inputs = torch.randn(shape, requires_grad=True)
     with bf16():
@@ -187,10 +273,9 @@ def test_a_linear_layer_in_bf16_takes_any_batch_and_gives_only_the_gradients_tha
     assert (layer.bias is None) or torch.allclose(layer.bias.grad, torch.full((16,), float(inputs[..., 0].numel())))
 
 
-@pytest.mark.skipif(not layers._FUSES_BIAS, reason="this processor or this build of torch has no such product")
 def test_between_forward_and_backward_a_linear_layer_keeps_no_second_copy_of_its_weights():
     kept = []
-    layer = Linear(32, 48)
+    layer = Linear(nn.Linear(32, 48))
     with bf16(), torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
         output = layer(tokens().requires_grad_())
     assert [part.dtype for part in kept if part.shape == layer.weight.shape] == [torch.float32]
@@ -202,6 +287,6 @@ def test_between_forward_and_backward_a_linear_layer_keeps_no_second_copy_of_its
 def test_a_linear_layer_of_other_precision_and_where_the_library_lacks_the_product_is_torchs(monkeypatch):
     x, weight, bias = torch.randn(4, 8), torch.randn(6, 8), torch.randn(6)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
-    monkeypatch.setattr(layers, "_FUSES_BIAS", False)
+    monkeypatch.setattr(cpu_bf16, "_FUSES_BIAS", False)
     with bf16():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))

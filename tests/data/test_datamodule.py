@@ -402,14 +402,3 @@ def test_a_class_too_small_to_validate_and_train_on_is_named(tmp_path):
     write_classes(tmp_path, {"cat": 8, "dog": 1})
     with pytest.raises(UserError, match="class dog"):
         prepared(**FILES | {"path": str(tmp_path), "val_fraction": 0.6, "batch_size": 1})
-
-
-def test_a_batch_moves_to_the_device_and_one_that_is_there_is_handed_over_as_it_is():
-    data = prepared(**MEMORY)
-    here = next(iter(data.train_dataloader()))
-    assert data.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
-    there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
-    assert {part.device.type for part in there[:3]} == {"meta"}
-    assert there.key == here.key
-    mixed = here._replace(images=here.images.to("meta"))
-    assert data.transfer_batch_to_device(mixed, torch.device("meta"), 0).labels.device.type == "meta"

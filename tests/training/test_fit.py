@@ -1,4 +1,5 @@
 import json
+import warnings
 from functools import partial
 
 import pytest
@@ -71,33 +72,13 @@ def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
     assert not any(kind == "train" for kind, *_ in objective.trace)
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="where there is a GPU, CUDA is left untouched for forked processes"
-)
-def test_without_a_gpu_no_step_asks_the_driver_for_one(tmp_path, monkeypatch):
-    class AtSteps(Callback):
-        def on_train_batch_start(self, *_):
-            before.append(len(asked))
-
-        def on_train_batch_end(self, *_):
-            after.append(len(asked))
-
-    asked, before, after = [], [], []
-    count = torch.cuda.device_count
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: asked.append(None) or count())
-    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning does on import
-    run_fit(new_run(tmp_path), callbacks=[AtSteps()], max_epochs=1)
-    assert before
-    assert before == after
-
-
-def test_a_run_is_profiled_only_if_it_asks_for_it_and_otherwise_makes_no_contexts(tmp_path):
-    plain, profiled = Weights(), Weights()
-    run_fit(new_run(tmp_path / "plain"), plain, max_epochs=1)
-    first, second = (plain.trainer.profiler.profile(name) for name in ("a", "b"))
-    assert first is second
-    run_fit(new_run(tmp_path / "profiled"), profiled, max_epochs=1, profiler="simple")
-    assert "run_training_epoch" in profiled.trainer.profiler.summary()
+def test_where_a_scheduler_is_installed_a_run_says_nothing_of_it(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with warnings.catch_warnings():  # what fit() leaves out, and nothing that a test leaves out
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        run_fit(new_run(tmp_path / "run"), max_epochs=1)
 
 
 def test_settings_that_do_not_fit_each_other_are_one_line(tmp_path):
@@ -173,8 +154,7 @@ def test_the_automatic_precision_is_bf16_where_the_device_computes_in_it(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: cpu_bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_tile": cpu_bf16})
     assert resolve_precision("auto", accelerator) == precision
     assert resolve_precision("16-mixed", accelerator) == "16-mixed"
 

@@ -18,7 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, init_xavier, patch_length
-from vitmae.backbones.blocks import linear, read_tokens, use_fast_layers
+from vitmae.backbones.blocks import adopt_blocks, read_tokens
+from vitmae.backbones.cpu_bf16 import linear, replace_linear_layers
 from vitmae.backbones.macs import blocks_macs, convolution_macs
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
@@ -66,7 +67,8 @@ class TimmViT(Backbone):
             shape["patch_size"] = pair(patch_size)
         dropout = {"pos_drop_rate": drop_rate, "proj_drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         self.vit = _create(name, self.img_size, in_chans, {k: v for k, v in shape.items() if v is not None} | dropout)
-        use_fast_layers(self.vit)
+        adopt_blocks(self.vit.blocks)
+        replace_linear_layers(self.vit)
         self.grad_checkpointing = grad_checkpointing
         self.is_hybrid = hasattr(self.vit.patch_embed, "backbone")
         self.grid_size = pair(self.vit.patch_embed.grid_size)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 
-from vitmae.batch import Batch
 from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest, remember
 from vitmae.data.loader import Loader, Requests
@@ -241,12 +240,6 @@ class ImageData(LightningDataModule):
             position=self._position if self.trainer else None,
         )
         return self._loader(self._train, requests, training=True)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Called by the Trainer: a batch that was made on the device is not looked through again."""
-        if isinstance(batch, Batch) and all(part.device == device for part in (batch.images, batch.labels, batch.keys)):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called by the Trainer: augment a training batch on the device that it is on."""

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitmae.data.samplers import Request
 from vitmae.errors import UserError
+from vitmae.torch_internals import stop_workers
 
 
 class Requests(Protocol):
@@ -54,7 +55,7 @@ class Loader:
             )
             # the garbage collector may close the queues of workers before it stops them, and then waits for workers
             # that never get the message; this stops them first
-            weakref.finalize(self, _stop, self._workers)
+            weakref.finalize(self, stop_workers, self._workers)
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -113,7 +114,3 @@ def _skip_inherited_objects(worker: int) -> None:
     """Exempt what a worker inherited from garbage collection, which would copy every page that it looks at."""
     gc.freeze()
     gc.enable()
-
-
-def _stop(workers: DataLoader[Any]) -> None:
-    workers._iterator = None

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.models.vision_transformer import Block
+from timm.models import vision_transformer as timm_layers
 from torch import Tensor
 
 from vitmae.allocator import keep_freed_memory
 from vitmae.backbones.backbone import Backbone, use_fused_attention
+from vitmae.backbones.blocks import Block
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.randomness import seed
@@ -87,13 +88,6 @@ class Objective(LightningModule, ABC):
         """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
         return images * self.std + self.mean
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As any module; but the name of the hook that runs, which Lightning notes 44 times a step, is no submodule."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value  # the check for parameters and submodules takes ten times as long
-        else:
-            super().__setattr__(name, value)
-
     def setup(self, stage: str) -> None:
         """Pick the attention (see `Backbone.use_fused_attention`) and the allocator's ways that are fast here."""
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
@@ -104,7 +98,7 @@ class Objective(LightningModule, ABC):
     def compile_blocks(self) -> None:
         """torch.compile each transformer block: they share one shape, so one compilation serves all of them."""
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, Block | timm_layers.Block):
                 module.compile()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -18,8 +18,9 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # emulated bf16 is slower than float32; these are the two instruction sets that have it
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        has_bf16 = accelerator in ("auto", "cpu") and any(getattr(torch.cpu, check, bool)() for check in checks)
+        capabilities = torch.cpu.get_capabilities()
+        is_cpu = accelerator in ("auto", "cpu")
+        has_bf16 = is_cpu and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_tile"))
     return "bf16-mixed" if has_bf16 else "32-true"
 
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vitmae.errors import UserError
+from vitmae.training.lightning_internals import average_of
 
 
 class WeightAverage(WeightAveraging):
@@ -29,16 +30,17 @@ class WeightAverage(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the weights to the device that trains: Lightning would keep the copy where the module is built."""
-        self._device = trainer.strategy.root_device
+        """Move the copy of the weights to the device that trains: Lightning keeps it where the module is built."""
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # counted on the CPU: asking a GPU would wait for it in each step
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+        average = average_of(self)
+        if average is not None:  # the count of updates stays on the CPU: asking a GPU would wait for it in each step
+            average.module.to(trainer.strategy.root_device)
 
     def _update(self, average: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        assert self._average_model is not None
-        decay = decay_at(int(self._average_model.n_averaged), self.decay)
-        torch._foreach_lerp_(average, current, 1 - decay)
+        model = average_of(self)
+        assert model is not None
+        decay = decay_at(int(model.n_averaged), self.decay)
+        get_ema_multi_avg_fn(decay)(average, current, count)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the average.
@@ -51,20 +53,17 @@ class WeightAverage(WeightAveraging):
                 f"model.optimizer.ema_decay={self.decay:g}: the run was begun without an average: set it "
                 "to null, or start anew with backbone.weights="
             )
-        if self._average_model is not None:
+        if average_of(self) is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @contextmanager
-    def in_place(self, objective: LightningModule) -> Iterator[None]:
-        """Inside, the objective has the averaged weights."""
-        if self._average_model is None:
-            yield
-            return
-        self._swap_models(objective)
+    def in_place(self, trainer: Trainer, objective: LightningModule) -> Iterator[None]:
+        """Inside, the objective has the averaged weights, as in a validation."""
+        self.on_validation_epoch_start(trainer, objective)
         try:
             yield
         finally:
-            self._swap_models(objective)
+            self.on_validation_epoch_end(trainer, objective)
 
 
 def decay_at(count: int, decay: float) -> float:
@@ -80,7 +79,7 @@ def averaged(trainer: Trainer, objective: LightningModule) -> Iterator[None]:
     """Inside, the weights are those that are used in the end: the averaged ones, where the run keeps an average."""
     with ExitStack() as stack:
         for average in averages(trainer):
-            stack.enter_context(average.in_place(objective))
+            stack.enter_context(average.in_place(trainer, objective))
         yield
 
 

@@ -19,6 +19,7 @@ from vitmae.runs.checkpoint_file import FORMAT, read_checkpoint
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.interruption import Interrupted, Interruption
 from vitmae.training.averaging import averages
+from vitmae.training.lightning_internals import is_validation_due, start_next_epoch_after_its_end
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -106,12 +107,8 @@ class Checkpoints(Checkpoint):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before a checkpoint is loaded: let one from the end of an epoch start the next, also under max_steps.
-
-        Lightning takes every checkpoint of a run with max_steps for one within an epoch, and would go on in the
-        finished one: the epoch's number, the accumulation and the validation would all be out of step.
-        """
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        """Before a checkpoint is loaded: let one from the end of an epoch start the next."""
+        start_next_epoch_after_its_end(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for signals from here on: Lightning has installed its own handlers by now."""
@@ -124,9 +121,7 @@ class Checkpoints(Checkpoint):
         if not self._is_between_steps:
             return  # gradients are being accumulated, and no checkpoint holds them
         self._step = trainer.global_step
-        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(fetcher):
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not is_validation_due(trainer):
             self._at_boundary(trainer, is_due=self._step % self._every_n_steps == 0 or self._step == trainer.max_steps)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,18 +1,16 @@
 """The run itself: a Trainer of Lightning's with what this project adds, from the first step to the final metrics."""
 
 import logging
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitmae.errors import UserError
@@ -27,6 +25,7 @@ NOT_FOR_USERS = (
     "smaller than the logging interval",  # the last step is logged all the same
     "in eval mode at the start of training",  # frozen parts are meant to be
     "callbacks used to create the checkpoint",  # the one that can be missing has an error of its own
+    "The .srun. command is available",  # where a scheduler is installed, a run on one machine is meant to be one
     "LeafSpec",  # between Lightning and torch
     "Grad strides do not match bucket view",  # of a patch projection with one channel
 )
@@ -62,7 +61,6 @@ def fit(
         UserError: if the trainer's settings do not fit each other.
     """
     _quieten()
-    _ask_for_gpus_at_no_cost()
     try:
         trainer = build_trainer(
             callbacks=[*callbacks, checkpoints],
@@ -74,8 +72,6 @@ def fit(
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {_one_line(error)}") from error
-    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
-        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     run.save_environment(_devices(trainer))
     metrics: dict[str, float] = {}
     exit_code = 1
@@ -94,16 +90,6 @@ def fit(
             if isinstance(logger, Wandb):
                 logger.close(metrics, exit_code)
     return metrics
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's own way of not profiling makes a context more than a hundred times a step; this one makes none."""
-
-    _context = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override] # theirs is a generator's
-        """Nothing."""
-        return self._context
 
 
 @contextmanager
@@ -155,12 +141,3 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", f".*{message}")
-
-
-def _ask_for_gpus_at_no_cost() -> None:
-    """Every optimiser step asks torch for a GPU, and Lightning makes torch load NVML anew for each answer.
-
-    That leaves CUDA untouched for processes to be forked; where there is no GPU there is nothing to leave untouched.
-    """
-    if not torch.cuda.is_available():
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

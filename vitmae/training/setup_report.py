@@ -20,6 +20,7 @@ from torch import nn
 
 from vitmae.errors import UserError
 from vitmae.models.objective import Objective, as_objective
+from vitmae.torch_internals import is_compiled
 from vitmae.training.averaging import averages
 
 _WIDTH = 120  # letters, where no terminal has a width
@@ -65,7 +66,7 @@ def observed_knobs(trainer: Trainer, objective: Objective) -> dict[str, Any]:
         "model.optimizer.momentum": groups[0].get("momentum"),
         "trainer.gradient_clip_val": trainer.gradient_clip_val,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "compile": any(getattr(module, "_compiled_call_impl", None) is not None for module in objective.modules()),
+        "compile": any(map(is_compiled, objective.modules())),
     }
     if hasattr(objective, "mixes"):
         alphas = _mixes(objective)
