@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install dev train test test-slow lint types contracts parity notebooks check clean
+.PHONY: help install dev train test test-slow test-oldest lint types contracts parity notebooks check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,19 @@ test: dev        ## the test suite, under 5 minutes on 2 cores, no network
 
 test-slow: dev   ## what takes longer: whole runs killed and resumed, several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 $(ARGS)
+
+OLDEST := build/oldest
+
+test-oldest: $(OLDEST)/.installed   ## the oldest versions that pyproject.toml allows: a run and the tests that need them
+	rm -rf $(OLDEST)/runs
+	WANDB_MODE=offline $(OLDEST)/bin/python -m vitmae.train runs=$(OLDEST)/runs trainer.max_epochs=1
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -W default \
+		tests/test_oldest.py tests/test_foreign_internals.py tests/backbones
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -e '.[fast]' pytest -c constraints-oldest.txt
+	@touch $@
 
 parity: dev      ## the largest difference from transformers and timm, stage by stage -> docs/parity.md
 	$(BIN)/python benchmarks/parity.py

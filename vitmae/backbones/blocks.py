@@ -113,7 +113,7 @@ def read_tokens(block: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
     return block(x, ids) if isinstance(block, Block) else gather_tokens(block(x), ids)
 
 
-TESTED_TIMM = "1.0.20 to 1.0.31, except 1.0.21"
+TESTED_TIMM = "1.0.23 to 1.0.31"
 _BLOCK_PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 _ATTENTION_PARTS = {
     *("num_heads", "head_dim", "attn_dim", "scale", "fused_attn"),
