@@ -57,9 +57,7 @@ def test_each_objective_trains_and_validates_under_the_trainer(tmp_path, kind):
     assert run.callback_metrics["val/loss"].isfinite()
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"]
-)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_a_backbone_computes_what_timm_computes(name):
     backbone = tiny_backbone(name).double().eval()
     sizes = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 32, "num_heads": 2, "depth": 2}
