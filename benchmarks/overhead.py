@@ -5,8 +5,8 @@
 The default job with the smallest of models, so that the difference is not lost in the model's own time. The target is
 at most 2 % of a step of MAE with an encoder of ViT-S at CIFAR's size (32 px, patches of 4), which is timed by itself. A
 round is an epoch of the Trainer's and one of the bare loop, which runs at the end of it, in the same process: they are
-a tenth of a second apart. A step is timed from one call of `training_step` to the next inside an epoch: logging, callbacks, the schedule and the progress bar are in it; validation
-and checkpoints at the end of an epoch are not.
+a tenth of a second apart. A step is timed from one call of `training_step` to the next inside an epoch: logging,
+callbacks, the schedule and the progress bar are in it; validation and checkpoints at the end of an epoch are not.
 """
 
 import sys
