@@ -6,7 +6,7 @@ learning `vitmae.models.protocols`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning import LightningModule
