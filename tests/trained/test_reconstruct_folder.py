@@ -8,8 +8,9 @@ from PIL import Image
 from tests.trained.parts import image_folder, saved_run
 from vitmae.errors import UserError
 from vitmae.trained.images import FolderImages
+from vitmae.trained.masks import read_mask
 from vitmae.trained.model import open_model
-from vitmae.trained.reconstruct_folder import complementary_masks, read_mask, reconstruct_folder, reconstruct_passes
+from vitmae.trained.reconstruct_folder import complementary_masks, reconstruct_folder, reconstruct_passes
 
 KEYS = torch.arange(3)
 
@@ -35,7 +36,7 @@ def test_there_are_at_least_two_passes_and_no_more_than_patches():
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     saved_run(folder)
-    return open_model(folder, "cpu")
+    return open_model(folder, "cpu", "32-true")
 
 
 def test_with_passes_every_patch_is_predicted_from_the_others(model):
@@ -51,7 +52,7 @@ def test_with_passes_every_patch_is_predicted_from_the_others(model):
 
 
 def reconstruct(model, place, out="out", skip=False, **settings):
-    folder = FolderImages(str(place / "photos"), model.see, skip_unreadable=skip)
+    folder = FolderImages(str(place / "photos"), model.preprocess, skip_unreadable=skip)
     settings = {"mask": None, "passes": None, "panels": 2, "batch_size": 4, "num_workers": 0, "seed": 0} | settings
     return reconstruct_folder(model, folder, place / out, **settings)
 
@@ -110,15 +111,17 @@ def test_unreadable_images_are_left_out_and_nothing_is_written_over(model, tmp_p
 
 
 def test_a_mask_is_a_ratio_a_kind_or_a_picture_that_is_bright_where_it_hides(model, tmp_path):
-    assert [read_mask(mask, model) for mask in (None, 0.5, "block")] == [None, 0.5, "block"]
+    assert [read_mask(mask, model.preprocess, model.grid_size) for mask in (None, 0.5, "block")] == [None, 0.5, "block"]
     pixels = np.zeros((32, 48), np.uint8)  # twice the model's size
     pixels[8:16, 24:48] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    hidden = model.mask(read_mask(str(tmp_path / "mask.png"), model), KEYS).mask.view(3, 4, 6)
+    hidden = model.mask(read_mask(str(tmp_path / "mask.png"), model.preprocess, model.grid_size), KEYS).mask.view(
+        3, 4, 6
+    )
     wanted = torch.zeros(4, 6, dtype=torch.bool)
     wanted[1, 3:] = True
     assert torch.equal(hidden, wanted.expand(3, -1, -1))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for mask, reason in (("stripes", "a ratio, random, block, grid"), (str(tmp_path / "broken.png"), "cannot be read")):
         with pytest.raises(UserError, match=reason):
-            read_mask(mask, model)
+            read_mask(mask, model.preprocess, model.grid_size)

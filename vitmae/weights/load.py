@@ -74,7 +74,7 @@ class LoadReport:
         return lines
 
 
-def load_weights(model: nn.Module, source: str, *, min_match: float = MIN_MATCH) -> LoadReport:
+def load_weights(model: nn.Module, source: str | Source, *, min_match: float = MIN_MATCH) -> LoadReport:
     """Load weights from elsewhere into an objective or a backbone, in place.
 
     An objective takes encoder, decoder and head as far as they are there; a backbone takes the encoder alone, whatever
@@ -82,13 +82,13 @@ def load_weights(model: nn.Module, source: str, *, min_match: float = MIN_MATCH)
 
     Args:
         model: a `Backbone`, or an objective that has one.
-        source: a path, a timm name or a hub repository, see `read_weights`.
+        source: a path, a timm name or a hub repository, see `read_weights`; or what was read already.
         min_match: the share of the encoder's values that must come from the source.
 
     Raises:
         UserError: the source cannot be read, or less of the encoder matches.
     """
-    weights = read_weights(source)
+    weights = source if isinstance(source, Source) else read_weights(source)
     fits = fit(weights, model)
     used = {fit.name for fit in fits if fit.fate != "new"}
     unused = [theirs for ours, theirs in weights.names.items() if ours not in used]
@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, source: str, *, min_match: float = MIN_MATCH)
     match = report.share("encoder")
     if match < min_match:
         raise UserError(
-            f"{source}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
+            f"{weights.name}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
             f"({_reason(report)}): choose the backbone that it was made for, or set weights_min_match=0"
         )
     _write(model, fits)

@@ -8,7 +8,7 @@ Building again calls what the settings name, so it is done for names of this pro
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone
 from vitmae.centre_crop import kept_share
-from vitmae.config import build, check_settings
+from vitmae.config import build, check_settings, locate
 from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
 from vitmae.tensor_files import read_file, read_json
@@ -50,6 +50,11 @@ class Saved:
         return str(self.settings["model"]["_target_"]).rpartition(".")[2]
 
     @property
+    def objective_class(self) -> Any:
+        """The objective's class."""
+        return locate(self.settings["model"]["_target_"])
+
+    @property
     def is_full(self) -> bool:
         """Whether the decoder or head is there too."""
         return bool(self.facts.get("what", "full") == "full")
@@ -64,6 +69,14 @@ class Saved:
         """The share of an image's shorter side that its run's validation kept, or keeps by the rule."""
         known = self.facts.get("crop_pct")  # a run of an earlier version does not say
         return known or kept_share(self.settings.get("data", {}).get("crop_pct"), self.img_size)
+
+    def at_size(self, img_size: Size) -> "Saved":
+        """The same weights under the settings of another image size (H, W)."""
+        settings = {**self.settings, "backbone": {**self.settings["backbone"], "img_size": list(img_size)}}
+        facts = {
+            name: fact for name, fact in self.facts.items() if name != "crop_pct"
+        }  # null may differ here
+        return replace(self, settings=settings, facts=facts)
 
 
 def find_saved(path: Path) -> Path | None:

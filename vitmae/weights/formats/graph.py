@@ -20,7 +20,7 @@ from vitmae.weights.formats.plain_vit import require_encoder_only
 from vitmae.weights.saved import Saved
 
 
-class Encoder(nn.Module):
+class EncoderGraph(nn.Module):
     """An objective's encoder from pixels in [0, 1]."""
 
     def __init__(self, objective: Any) -> None:
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         return latent
 
 
-class Classifier(Encoder):
+class ClassifierGraph(EncoderGraph):
     """A classifier from pixels in [0, 1]."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Classifier(Encoder):
         return logits
 
 
-class Reconstruction(Encoder):
+class ReconstructionGraph(EncoderGraph):
     """A masked autoencoder from pixels in [0, 1] and one number per patch that decides what is hidden."""
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -97,12 +97,12 @@ def _program(objective: Any, kind: str, what: str, layout: str) -> tuple[Any, li
     backbone = objective.backbone
     images = torch.rand(2, backbone.in_chans, *backbone.img_size)
     if what == "encoder":
-        module, inputs, outputs = Encoder(objective), {"images": images}, ["latent"]
+        module, inputs, outputs = EncoderGraph(objective), {"images": images}, ["latent"]
     elif kind == "Supervised":
-        module, inputs, outputs = Classifier(objective), {"images": images}, ["logits"]
+        module, inputs, outputs = ClassifierGraph(objective), {"images": images}, ["logits"]
     elif kind == "MAE":
         inputs = {"images": images, "noise": torch.rand(2, backbone.num_patches)}
-        module, outputs = Reconstruction(objective), ["prediction", "mask"]
+        module, outputs = ReconstructionGraph(objective), ["prediction", "mask"]
     else:
         require_encoder_only(kind, what, layout)
     batch = torch.export.Dim("batch", min=1)
