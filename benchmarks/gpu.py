@@ -35,7 +35,7 @@ from vitmae.data.samplers import ShuffledRequests
 from vitmae.data.shrink import Shrinking, shrink_folder
 from vitmae.data.sources.parquet import Parquet
 from vitmae.data.splits import MemoryImages
-from vitmae.models.macs import training_flops
+from vitmae.models.objective import training_flops
 from vitmae.recipe import Recipe, build_schedule
 
 MODELS = {"b16": B16, "l16": L16, "h14": H14}

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.contestants import S16, TINY, Ours, Size, contestant
 from benchmarks.measure import arguments, interleave, rate, save, show, start_with_large_pages
-from vitmae.models.macs import training_flops
+from vitmae.models.objective import training_flops
 
 _BATCH = 8
 _BASE = replace(S16, decoder=(384, 4, 6))

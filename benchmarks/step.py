@@ -37,7 +37,7 @@ from benchmarks.measure import (
     start_with_large_pages,
 )
 from vitmae.allocator import keep_freed_memory
-from vitmae.models.macs import training_flops
+from vitmae.models.objective import training_flops
 
 _WARMUP = 4  # steps; by then a heap has its size
 

@@ -51,7 +51,7 @@ def test_only_corrupted_patches_are_scored(target, in_chans):
     corrupted = draw_corruption(data.keys, 24, 0.5).mask
     for changed, same in ((~corrupted, True), (corrupted, False)):
         other = torch.where(
-            changed[..., None], wanted.flip(2) if target == "pixels" else (wanted + 3) % model.num_classes, wanted
+            changed[..., None], wanted.flip(2) if target == "pixels" else (wanted + 3) % model.num_bins, wanted
         )
         model.target = lambda images, other=other: other
         assert torch.equal(model.measure(data)["loss"], before["loss"]) is same

@@ -78,6 +78,15 @@ class Backbone(nn.Module):
         """
 
     @abstractmethod
+    def macs(self, patches: int, read: int | None = None) -> int:
+        """Multiply-accumulates of one image: so many patches are projected and, with the prefix tokens, encoded.
+
+        Args:
+            patches: n.
+            read: how many tokens of the output are asked for (`ids` of `encode`); None: all.
+        """
+
+    @abstractmethod
     def layer_of(self, name: str) -> int:
         """The layer that a parameter belongs to: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
 

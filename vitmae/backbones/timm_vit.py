@@ -17,8 +17,9 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitmae.backbones.backbone import Backbone, init_xavier
+from vitmae.backbones.backbone import Backbone, init_xavier, patch_length
 from vitmae.backbones.blocks import linear, read_tokens, use_fast_layers
+from vitmae.backbones.macs import blocks_macs, convolution_macs
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions
@@ -151,6 +152,14 @@ class TimmViT(Backbone):
         for block in first:
             tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
         return vit.norm(read_tokens(last, tokens, ids))  # (B, k, D)
+
+    def macs(self, patches: int, read: int | None = None) -> int:
+        """Multiply-accumulates of projecting and encoding so many patches, see `vitmae.backbones.macs`."""
+        if self.is_hybrid:  # its ResNet always sees the whole image
+            projection = convolution_macs(self.vit.patch_embed, (self.in_chans, *self.img_size))
+        else:
+            projection = patches * patch_length(self) * self.embed_dim
+        return projection + blocks_macs(self.vit.blocks, patches + self.num_prefix_tokens, read)
 
     def first_parts(self, num_blocks: int) -> list[nn.Module]:
         """The embeddings with their dropout, and the first blocks."""

@@ -179,7 +179,7 @@ def cost(job: Job, folder: Path) -> Cost:
     """What a finished training run took; its FLOPs are counted on a model without memory."""
     from omegaconf import OmegaConf
 
-    from vitmae.models.macs import training_flops
+    from vitmae.models.objective import training_flops
 
     settings = OmegaConf.to_container(OmegaConf.load(job.place / "config.yaml"))
     assert isinstance(settings, dict)

@@ -17,26 +17,28 @@ from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
 from vitmae.backbones.blocks import read_tokens, use_fast_layers
+from vitmae.backbones.macs import blocks_macs
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.baselines import mean_over_patches, regression_baselines
-from vitmae.models.objective import Objective, Panel
+from vitmae.models.objective import Objective
+from vitmae.models.protocols import HasBaselines, Panel, Reconstructs
 from vitmae.recipe import Recipe
-from vitmae.tokens.masking import Mask, MaskKind, check_mask, draw_mask, mask_from_tensor
+from vitmae.tokens.masking import Mask, MaskKind, check_mask, draw_mask, mask_from_tensor, num_visible
 from vitmae.tokens.patches import gather_tokens, paint, patchify, standardize_patches, unpatchify
 from vitmae.tokens.positions import sincos_positions
 
 _MIN_VALUES = 16  # per patch, for a standardised target to be the default
 
 
-class MAE(Objective):
+class MAE(Objective, Reconstructs, HasBaselines):
     """Reconstruct hidden patches from visible ones.
 
     Args:
         backbone: the encoder.
         optimizer: the recipe (the paper's table 8).
-        mean: of the data, per channel.
-        std: of the data, per channel.
+        mean: see `Objective`.
+        std: see `Objective`.
         mask_ratio: share of patches that is hidden.
         mask_kind: random, block or grid (the paper's table 1f).
         norm_pix_loss: predict each patch standardised by its own mean and variance; None does so from 16 values per
@@ -51,6 +53,9 @@ class MAE(Objective):
         UserError: on a ratio or a kind of mask that this grid cannot have, or decoder sizes that do not fit.
     """
 
+    title = "masked autoencoder"
+    paper = "https://arxiv.org/abs/2111.06377"
+    published_as = "vit_mae"
     mean_patch: Tensor
 
     def __init__(
@@ -82,9 +87,14 @@ class MAE(Objective):
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of the paper: squared error, averaged over the hidden patches of the batch."""
         images = self.normalize(batch.images)  # (B, C, H, W)
-        mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
+        mask = self.draw_mask(batch.keys)
         metrics = {"loss": self.loss(images, mask)}
         return metrics if self.training else metrics | self.baselines(images, mask)
+
+    def draw_mask(self, keys: Tensor, ratio: float | None = None, kind: MaskKind | None = None) -> Mask:
+        """One mask per key, (B,) int64 -> `Mask`; where nothing else is given, as in training."""
+        ratio, kind = self.mask_ratio if ratio is None else ratio, kind or self.mask_kind
+        return draw_mask(keys, self.backbone.grid_size, ratio, kind)
 
     def baselines(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """The loss of two trivial predictions on the same hidden patches: what a useful model must beat."""
@@ -121,6 +131,12 @@ class MAE(Objective):
         mask = self._own_mask(mask)
         return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))  # (B, N, P)
 
+    def errors(self, images: Tensor, mask: Mask) -> Tensor:
+        """Mean squared error of each hidden patch, nan where visible: normalised images (B, C, H, W) -> (B, N)."""
+        pred = self.decoder(self.encode(images, mask), mask, mask.ids_hide)  # (B, N - n, P)
+        squared = (pred.float() - self.target(images, mask.ids_hide)).square().mean(dim=2)  # (B, N - n)
+        return torch.full(mask.mask.shape, float("nan"), device=images.device).scatter(1, mask.ids_hide, squared)
+
     def _own_mask(self, mask: Mask | Tensor) -> Mask:
         """A user's mask, which must be for this grid."""
         own = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
@@ -138,9 +154,7 @@ class MAE(Objective):
         A standardised prediction says nothing of a patch's brightness and contrast. Those of the hidden patches would
         leak the answer into the picture, so the mean and contrast of the visible ones are used for all.
         """
-        if mask is None:
-            mask = draw_mask(batch.keys, self.backbone.grid_size, self.mask_ratio, self.mask_kind)
-        mask = self._own_mask(mask)
+        mask = self._own_mask(self.draw_mask(batch.keys) if mask is None else mask)
         images = self.normalize(batch.images)
         pred = self.reconstruct(images, mask).float()  # (B, N, P)
         patches = patchify(images, self.backbone.patch_size)
@@ -162,6 +176,37 @@ class MAE(Objective):
         )
         return Panel(
             original, torch.where(hidden, 0.5, original), prediction, torch.where(hidden, prediction, original), target
+        )
+
+    @property
+    def num_hidden(self) -> int:
+        """N - n: how many patches of an image are hidden in training."""
+        num_patches = self.backbone.num_patches
+        if self.mask_kind == "grid":  # keeps one of each cell, not a rounded share
+            return num_patches - round(num_patches * (1 - self.mask_ratio))
+        return num_patches - num_visible(num_patches, self.mask_ratio)
+
+    @property
+    def predicts(self) -> str:
+        """In which units the decoder answers."""
+        return "patches standardised by their own mean and variance" if self.norm_pix_loss else "normalised pixels"
+
+    def describe(self) -> dict[str, str]:
+        """What is hidden and what is predicted."""
+        return {
+            "hidden": f"{self.num_hidden} of {self.backbone.num_patches} patches ({self.mask_ratio:g}, {self.mask_kind})",
+            "target": "standardised patches (norm_pix_loss)" if self.norm_pix_loss else "pixels",
+        }
+
+    def macs(self) -> int:
+        """Visible patches are projected and encoded, all are decoded, hidden ones are predicted."""
+        backbone, decoder, hidden = self.backbone, self.decoder, self.num_hidden
+        visible, prefix = backbone.num_patches - hidden, backbone.num_prefix_tokens
+        return (
+            backbone.macs(visible)
+            + (visible + prefix) * decoder.embed.weight.numel()
+            + blocks_macs(decoder.blocks, prefix + backbone.num_patches, read=hidden)
+            + hidden * decoder.pred.weight.numel()
         )
 
 

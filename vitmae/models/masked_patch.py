@@ -4,7 +4,8 @@
 
 BERT's objective on patches. The encoder sees the full length; there is no decoder. Only corrupted patches are scored.
 
-Shapes: B batch, C channels, H W image, N patches, k corrupted patches, D width, M predictions per patch, K classes,
+Shapes: B batch, C channels, H W image, N patches, k corrupted patches, D width, M predictions per patch, K colour
+bins,
 P = patch_h * patch_w * C.
 """
 
@@ -24,7 +25,8 @@ from vitmae.models.baselines import (
     mean_over_patches,
     regression_baselines,
 )
-from vitmae.models.objective import Objective, Panel
+from vitmae.models.objective import Objective
+from vitmae.models.protocols import DrawsPanel, HasBaselines, Panel
 from vitmae.recipe import Recipe
 from vitmae.tokens.masking import Corruption, corrupt, draw_corruption, num_visible
 from vitmae.tokens.patches import gather_tokens, patchify, unpatchify
@@ -35,14 +37,14 @@ _LEVELS = 8  # 3 bits per channel
 _CELLS = 4  # downsampled_color predicts a 4 x 4 miniature
 
 
-class MaskedPatch(Objective):
+class MaskedPatch(Objective, DrawsPanel, HasBaselines):
     """Predict what corrupted patches looked like, each from its own output token.
 
     Args:
         backbone: the encoder.
         optimizer: the recipe.
-        mean: of the data, per channel.
-        std: of the data, per channel.
+        mean: see `Objective`.
+        std: see `Objective`.
         mask_ratio: share of patch embeddings that is corrupted.
         target: ``mean_color``, the patch's mean colour in 3 bits per channel, one K-way classification with
             K = 8^C (the paper's final choice); ``downsampled_color``, the same for each pixel of a 4 x 4 miniature;
@@ -52,6 +54,8 @@ class MaskedPatch(Objective):
         UserError: on a ratio that corrupts all or nothing, or a target these images cannot have.
     """
 
+    title = "masked patch prediction"
+    paper = "https://arxiv.org/abs/2010.11929"
     constant: Tensor
 
     def __init__(
@@ -64,9 +68,9 @@ class MaskedPatch(Objective):
         target: PatchTarget = "mean_color",
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
-        num_visible(backbone.num_patches, mask_ratio)
+        self.num_hidden = backbone.num_patches - num_visible(backbone.num_patches, mask_ratio)
         self.mask_ratio, self.target_kind = mask_ratio, target
-        self.num_classes = _LEVELS**backbone.in_chans
+        self.num_bins = _LEVELS**backbone.in_chans
         if target != "pixels" and backbone.in_chans > 4:
             raise UserError(
                 f"model.target={target} has 8^C classes, too many for {backbone.in_chans} channels: "
@@ -78,8 +82,8 @@ class MaskedPatch(Objective):
                 f"{backbone.patch_size[0]}x{backbone.patch_size[1]}: use model.target=mean_color"
             )
         num_outputs = {
-            "mean_color": self.num_classes,
-            "downsampled_color": _CELLS * _CELLS * self.num_classes,
+            "mean_color": self.num_bins,
+            "downsampled_color": _CELLS * _CELLS * self.num_bins,
             "pixels": patch_length(backbone),
         }[target]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
@@ -87,7 +91,7 @@ class MaskedPatch(Objective):
         for parameter in (self.mask_token, self.head.weight):
             nn.init.normal_(parameter, std=0.02)
         nn.init.zeros_(self.head.bias)
-        constant = patch_length(backbone) if target == "pixels" else self.num_classes
+        constant = patch_length(backbone) if target == "pixels" else self.num_bins
         self.register_buffer("constant", torch.zeros(constant))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ class MaskedPatch(Objective):
         if self.target_kind == "pixels":
             metrics = {"loss": (logits - wanted).square().mean()}
         else:
-            logits = logits.unflatten(2, (-1, self.num_classes))  # (B, k, M, K)
+            logits = logits.unflatten(2, (-1, self.num_bins))  # (B, k, M, K)
             metrics = {
                 "loss": F.cross_entropy(logits.flatten(0, 2), wanted.flatten()),
                 "acc1": (logits.argmax(dim=-1) == wanted).float().mean(),
@@ -138,7 +142,7 @@ class MaskedPatch(Objective):
         """Measure the mean patch, or how often each class occurs, in the training set."""
         targets = (self.target(batch.images) for batch in batches)
         constant = (
-            mean_over_patches(targets) if self.target_kind == "pixels" else class_frequencies(targets, self.num_classes)
+            mean_over_patches(targets) if self.target_kind == "pixels" else class_frequencies(targets, self.num_bins)
         )
         self.constant.copy_(constant)
 
@@ -159,10 +163,27 @@ class MaskedPatch(Objective):
 
     def _colors(self, output: Tensor) -> Tensor:
         """Logits (B, N, M * K) -> the colour of the likeliest bins, as patches (B, N, P)."""
-        classes = output.unflatten(2, (-1, self.num_classes)).argmax(dim=-1)  # (B, N, M)
+        classes = output.unflatten(2, (-1, self.num_bins)).argmax(dim=-1)  # (B, N, M)
         channels = self.backbone.in_chans
         divisors = [_LEVELS ** (channels - 1 - channel) for channel in range(channels)]
         levels = torch.stack([classes // divisor % _LEVELS for divisor in divisors], dim=-1)  # (B, N, M, C)
         cells = _CELLS if self.target_kind == "downsampled_color" else 1
         miniature = unpatchify(((levels + 0.5) / _LEVELS).flatten(2), self.backbone.grid_size, (cells, cells))
         return patchify(F.interpolate(miniature, size=self.backbone.img_size, mode="nearest"), self.backbone.patch_size)
+
+    @property
+    def predicts(self) -> str:
+        """The target's name."""
+        return f"{self.target_kind} of corrupted patches"
+
+    def describe(self) -> dict[str, str]:
+        """What is corrupted and what is predicted of it."""
+        return {
+            "corrupted": f"{self.num_hidden} of {self.backbone.num_patches} patches ({self.mask_ratio:g})",
+            "target": self.target_kind,
+        }
+
+    def macs(self) -> int:
+        """All patches are projected and encoded; the last block and the head compute the corrupted ones alone."""
+        encoder = self.backbone.macs(self.backbone.num_patches, read=self.num_hidden)
+        return encoder + self.num_hidden * self.head.weight.numel()

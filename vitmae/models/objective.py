@@ -1,8 +1,12 @@
-"""What the three objectives share: normalise, step, log, optimise. What they learn is in their own files."""
+"""What all objectives share: normalise, step, log, optimise. What they learn is in their own files.
 
-from abc import abstractmethod
+An objective also describes itself, so that no other room has to know it: see `Objective`, and for what it can do beyond
+learning `vitmae.models.protocols`.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -18,39 +22,29 @@ from vitmae.randomness import seed
 from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
 
 
-class Panel(NamedTuple):
-    """What a reconstruction picture shows, all (B, C, H, W) in [0, 1].
-
-    Attributes:
-        original: the images.
-        masked: what the model sees.
-        prediction: what the model predicts, for every patch.
-        pasted: the prediction on hidden patches, the original on the others.
-        target: one line that says what the prediction is a prediction of.
-    """
-
-    original: Tensor
-    masked: Tensor
-    prediction: Tensor
-    pasted: Tensor
-    target: str
-
-
-class Objective(LightningModule):
+class Objective(LightningModule, ABC):
     """A backbone with something to learn.
 
     Args:
         backbone: the seam.
         optimizer: the recipe.
-        mean: per channel, of pixels in [0, 1]; part of the checkpoint, so that it cannot be lost.
-        std: per channel, likewise.
+        mean: of the data, per channel, of pixels in [0, 1]; part of the checkpoint, so that it cannot be lost.
+        std: the standard deviation of the same pixels, per channel; part of the checkpoint too.
 
     Attributes:
+        title: what it is called, for tables and model cards.
+        paper: the address of the paper that it follows.
+        needs_labels: whether it learns from labels.
+        published_as: the public architecture whose files hold all of it; None: they hold its encoder alone.
         monitor: the logged value that tells the best checkpoint, and whether less or more is better.
         last_metrics: of the last training step, detached; a callback logs it every few steps, since logging
             each step from here costs more than a small model's step.
     """
 
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+    published_as: ClassVar[Literal["vit_mae", "vit_classifier"] | None] = None
     monitor: tuple[str, str] = ("val/loss", "min")
     mean: Tensor
     std: Tensor
@@ -70,6 +64,19 @@ class Objective(LightningModule):
     @abstractmethod
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch under "loss", and scalars worth logging beside it."""
+
+    @property
+    @abstractmethod
+    def predicts(self) -> str:
+        """What its output is a prediction of, in a few words."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """The settings of its own that took effect, read from what was built: name -> value, in words."""
+
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-accumulates of one image's forward pass in training, see `vitmae.backbones.macs`."""
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32 or wider with the data's mean and deviation taken out."""
@@ -137,3 +144,12 @@ class Objective(LightningModule):
         steps_per_epoch = max(1.0, -(-trainer.num_training_batches // accumulate))
         batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         return total_steps, steps_per_epoch, batch_size * trainer.world_size * accumulate
+
+
+def training_flops(objective: Objective) -> int:
+    """FLOPs of one image in one training step: 2 per multiply-accumulate, forward once and backward twice as much.
+
+    The convention of https://arxiv.org/abs/2204.02311 (appendix B): what is recomputed, as by gradient checkpointing,
+    does not count, nor is anything taken off for what is frozen.
+    """
+    return 6 * objective.macs()

@@ -20,19 +20,20 @@ from vitmae.backbones.backbone import Backbone
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.objective import Objective
+from vitmae.models.protocols import Classifies
 from vitmae.recipe import Recipe
 
 Pool = Literal["cls", "avg", "map"]
 
 
-class Supervised(Objective):
+class Supervised(Objective, Classifies):
     """Classify whole images.
 
     Args:
         backbone: the encoder.
         optimizer: the recipe.
-        mean: of the data, per channel.
-        std: of the data, per channel.
+        mean: see `Objective`.
+        std: see `Objective`.
         num_classes: K.
         pool: ``cls`` reads the CLS token after the final norm; ``avg`` averages the patch tokens and norms the
             average, as the published MAE fine-tuning does; ``map`` is attention pooling with one learned query.
@@ -48,6 +49,11 @@ class Supervised(Objective):
         UserError: if there are no labels, no CLS token to pool, or not as many blocks to freeze.
     """
 
+    title = "supervised ViT"
+    paper = "https://arxiv.org/abs/2010.11929"
+    needs_labels = True
+    published_as = "vit_classifier"
+    predicts = "classes"
     monitor = ("val/acc1", "max")
 
     def __init__(
@@ -125,6 +131,30 @@ class Supervised(Objective):
             return latent[:, 0]
         patches = latent[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
         return self.fc_norm(patches.mean(dim=1)) if self.pool == "avg" else self.attn_pool(patches)
+
+    def describe(self) -> dict[str, str]:
+        """What is frozen, what is done to labels, and how the head begins."""
+        backbone = self.backbone
+        trained = [backbone.layer_of(name) for name, p in backbone.named_parameters() if p.requires_grad]
+        frozen = f"embeddings and the first {min(trained) - 1} of {backbone.depth} blocks" if trained else ""
+        mixes = [f"{type(mix).__name__.lower()} {mix.alpha:g}" for mix in self.mixes]
+        std = float(self.head.weight.detach().float().std())
+        return {
+            "frozen": "the whole backbone" if not trained else "nothing" if min(trained) == 0 else frozen,
+            "mixing": " or ".join(mixes) or "none",
+            "label smoothing": f"{self.label_smoothing:g}",
+            "head": f"reads {self.pool}, weights of deviation {std:.2g}",
+        }
+
+    def macs(self) -> int:
+        """All patches are projected and encoded; where the head reads CLS, the last block computes that alone."""
+        patches = self.backbone.num_patches
+        total = self.backbone.macs(patches, read=1 if self.pool == "cls" else None) + self.head.weight.numel()
+        if self.pool == "map":
+            pool = self.attn_pool
+            one_query = sum(part.weight.numel() for part in (pool.q, pool.proj, pool.mlp.fc1, pool.mlp.fc2))
+            total += patches * pool.kv.weight.numel() + one_query + 2 * patches * self.backbone.embed_dim
+        return total
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
