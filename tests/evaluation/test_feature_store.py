@@ -20,7 +20,7 @@ def test_features_are_those_of_the_whole_image_with_nothing_hidden(run, tmp_path
     data = digits_data()
     features = probe_data(run, tmp_path / "cache", data=data).store("test")
     images = torch.cat([batch.images for batch in data.evaluation_dataloader("test")])
-    encoded = vitmae.load(run, device="cpu").encode_batch(images, "avg")
+    encoded = vitmae.load(run, "cpu", "32-true").encode_batch(images, "avg")
     torch.testing.assert_close(features.pooled["avg"], encoded, rtol=0, atol=1e-6)
 
 

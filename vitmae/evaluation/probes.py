@@ -80,7 +80,7 @@ class Linear:
         epochs: passes over the training images.
         warmup_epochs: how many of them warm up.
         batch_size: clamped to the training images.
-        augment: encode each image anew in each epoch, cropped and flipped as `data` says, instead of once. An epoch
+        augment: encode each image in every epoch, cropped and flipped at random as `data` says. An epoch
             then costs a pass of the encoder.
     """
 

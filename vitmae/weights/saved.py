@@ -73,9 +73,7 @@ class Saved:
     def at_size(self, img_size: Size) -> "Saved":
         """The same weights under the settings of another image size (H, W)."""
         settings = {**self.settings, "backbone": {**self.settings["backbone"], "img_size": list(img_size)}}
-        facts = {
-            name: fact for name, fact in self.facts.items() if name != "crop_pct"
-        }  # null may differ here
+        facts = {name: fact for name, fact in self.facts.items() if name != "crop_pct"}  # null may differ here
         return replace(self, settings=settings, facts=facts)
 
 
