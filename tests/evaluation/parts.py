@@ -28,10 +28,10 @@ DATA = {
 }
 
 
-def digits_run(folder, kind="mae", classes="0123456789", **model):
+def digits_run(folder, kind="mae", classes="0123456789", seed=0, **model):
     """A run directory with one checkpoint."""
     config = settings(kind, DIGITS, **model) | {"data": DATA, "seed": 3}
-    made = build(kind, DIGITS, **model)
+    made = build(kind, DIGITS, seed=seed, **model)
     save_checkpoint(folder / "checkpoints" / "last.ckpt", made, config, class_names=list(classes))
     return folder
 

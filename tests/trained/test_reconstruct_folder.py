@@ -7,6 +7,11 @@ from PIL import Image
 
 from tests.trained.parts import image_folder, saved_run
 from vitmae.errors import UserError
+from vitmae.models.objective import Objective
+from vitmae.models.protocols import Panel, Reconstructs
+from vitmae.recipe import Recipe
+from vitmae.tokens.masking import draw_mask
+from vitmae.tokens.patches import patchify
 from vitmae.trained.images import FolderImages
 from vitmae.trained.masks import read_mask
 from vitmae.trained.model import open_model
@@ -125,3 +130,37 @@ def test_a_mask_is_a_ratio_a_kind_or_a_picture_that_is_bright_where_it_hides(mod
     for mask, reason in (("stripes", "a ratio, random, block, grid"), (str(tmp_path / "broken.png"), "cannot be read")):
         with pytest.raises(UserError, match=reason):
             read_mask(mask, model.preprocess, model.grid_size)
+
+
+class Grey(Objective, Reconstructs):
+    """An objective of a user's own: each hidden patch is predicted to be grey."""
+
+    title, paper, predicts = "grey", "none", "grey"
+
+    def describe(self):
+        return {}
+
+    def macs(self):
+        return 0
+
+    def measure(self, batch):
+        return {"loss": self.backbone(self.normalize(batch.images)).mean()}
+
+    def draw_mask(self, keys, ratio=None, kind=None):
+        return draw_mask(keys, self.backbone.grid_size, 0.5 if ratio is None else ratio, kind or "random")
+
+    def panel(self, batch, mask=None):
+        images = batch.images / 255
+        return Panel(images, images, images * 0 + 0.5, images, "grey")
+
+    def errors(self, images, mask):
+        error = patchify(images, self.backbone.patch_size).square().mean(2)
+        return error.masked_fill(~mask.mask, float("nan"))
+
+
+def test_an_objective_of_a_users_own_that_declares_it_reconstructs(model, tmp_path, monkeypatch):
+    own = Grey(model.backbone, Recipe(), [0.5] * 3, [0.5] * 3).eval()
+    monkeypatch.setattr(model, "objective", own)
+    image_folder(tmp_path / "photos", count=4)
+    assert reconstruct(model, tmp_path, panels=1).count == 4
+    assert np.isfinite(np.load(tmp_path / "out" / "errors.npy")).sum() == 4 * 12
