@@ -193,6 +193,20 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
 
 
+def trusted_names(overrides: Sequence[str]) -> list[str]:
+    """What `trust=` among a command line's overrides names, for what is read before Hydra composes the settings.
+
+    Raises:
+        UserError: it is no list of names.
+    """
+    given = [override for override in overrides if override.startswith("trust=")]
+    names = OmegaConf.to_container(OmegaConf.from_dotlist(given[-1:]))
+    trust = cast(dict[str, Any], names).get("trust") or []
+    if not isinstance(trust, list) or not all(isinstance(name, str) for name in trust):
+        raise UserError(f"{given[-1]}: must be a list of full names of classes, trust=[package.Class]")
+    return trust
+
+
 def quoted(argument: str) -> str:
     """Quote the value of an override where Hydra's grammar would take a path apart (``=`` and ``,`` in it)."""
     key, equals, value = argument.partition("=")

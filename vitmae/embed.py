@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ def embed(
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Write one vector per image into a table.
 
@@ -36,6 +38,7 @@ def embed(
         precision: what the model computes in, see `vitmae.trained.model.Model`.
         device: where the model runs.
         runs: where ``ckpt=last`` looks.
+        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.embed_folder.embed_folder`.
@@ -50,7 +53,7 @@ def embed(
     from vitmae.trained.images import FolderImages
     from vitmae.trained.model import find_model, open_model
 
-    model = open_model(find_model(ckpt, runs), device, precision)
+    model = open_model(find_model(ckpt, runs), device, precision, trust)
     folder = FolderImages(images, model.preprocess, skip_unreadable=on_error == "skip")
     done = embed_folder(model, folder, table, pooling=pooling, batch_size=batch_size, num_workers=num_workers)
     for line in done.unreadable:

@@ -2,13 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, require_at_least, split_arguments, store_node
+from vitmae.command import call_target, command, require_at_least, split_arguments, store_node, trusted_names
 from vitmae.config import config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.probe_names import Probe
@@ -36,6 +37,7 @@ def evaluate(
     features: str | None = None,
     out: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Run probes, print a table, and write it as JSON, Markdown and CSV.
 
@@ -59,6 +61,7 @@ def evaluate(
         features: the folder of cached features.
         out: the JSON file.
         runs: where ``ckpt=last`` looks.
+        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: the checkpoint, the data and the probes do not fit each other, or a place cannot be written.
@@ -82,7 +85,7 @@ def evaluate(
     from vitmae.weights.saved import home_of
 
     place = find_device(device)
-    saved = read_once(find_model(ckpt, runs))
+    saved = read_once(find_model(ckpt, runs), trust)
     require_same_channels(saved, data)
     data.prepare()
     scored = choose_split(data, split)
@@ -162,7 +165,9 @@ def fill_in_data(arguments: list[str]) -> list[str]:
 
     choice = given.get("data")
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
-    settings = of_run(read_once(find_model(given["ckpt"].strip("'\""), given.get("runs", "runs"))))
+    trust = trusted_names(overrides)
+    saved = read_once(find_model(given["ckpt"].strip("'\""), given.get("runs", "runs")), trust)
+    settings = of_run(saved, trust)
     node.data = settings if choice is None else of_choice(choice, settings)
     store_node("evaluation", node)
     return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ def export(
     out: str | None = None,
     push: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Write a trained model into a folder, and perhaps onto the hub.
 
@@ -28,6 +30,7 @@ def export(
         out: the folder; None: ``export/<format>-<what>`` in the run's directory, or beside the file.
         push: the hub repository that a bundle is uploaded to.
         runs: where ``ckpt=last`` looks.
+        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.weights.write.write_weights` and `vitmae.weights.hub.push_bundle`.
@@ -41,7 +44,7 @@ def export(
         if format != "bundle":
             raise UserError(f"push={push} hands over a bundle: leave out format={format}")
         hub.check_repository(push)
-    saved = read_saved(find_model(ckpt, runs))
+    saved = read_saved(find_model(ckpt, runs), trust)
     folder = Path(out).expanduser() if out else home_of(saved.path) / "export" / f"{format}-{what}"
     for path in write_weights(saved, format, what, folder):
         _log.info("%s  %s kB", path, f"{path.stat().st_size / 1e3:,.0f}")

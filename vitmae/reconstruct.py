@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +26,12 @@ def reconstruct(
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     runs: str = "runs",
+    trust: Sequence[str] = (),
 ) -> None:
     """Hide a part of each image, predict it, and write how well that went.
 
-    ckpt, images, batch_size, num_workers, on_error, precision, device and runs are those of `vitmae.embed.embed`; the
-    checkpoint's objective must be one that reconstructs. The others:
+    ckpt, images, batch_size, num_workers, on_error, precision, device, runs and trust are those of
+    `vitmae.embed.embed`; the checkpoint's objective must be one that reconstructs. The others:
 
         out: a folder to be made.
         mask: see `vitmae.trained.masks.read_mask`.
@@ -50,7 +52,7 @@ def reconstruct(
     from vitmae.trained.model import find_model, open_model
     from vitmae.trained.reconstruct_folder import reconstruct_folder
 
-    model = open_model(find_model(ckpt, runs), device, precision)
+    model = open_model(find_model(ckpt, runs), device, precision, trust)
     model.require_decoder()
     folder = FolderImages(images, model.preprocess, skip_unreadable=on_error == "skip")
     place = Path(out).expanduser()

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vitmae.command import command, quoted, split_arguments, store_settings
+from vitmae.command import command, quoted, split_arguments, store_settings, trusted_names
 from vitmae.config import build, check_settings, plain, takes
 from vitmae.errors import UserError
 from vitmae.runs.directory import RunDirectory
@@ -144,7 +144,7 @@ def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]
     facts: dict[str, Any] = {}
     for part, module in (("model", objective), ("backbone", objective.backbone)):
         if (source := settings[part].get("weights")) is not None:
-            report = load_weights(module, source, min_match=settings["weights_min_match"])
+            report = load_weights(module, source, min_match=settings["weights_min_match"], trust=settings["trust"])
             _log.info("%s", report)
             facts |= report.origin
     return facts
@@ -179,7 +179,7 @@ def resume(arguments: list[str]) -> list[str]:
         raise UserError("ckpt= goes on with one run: it cannot be swept over with -m")
     runs = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("runs=")]
     others = [override for override in overrides if not override.startswith("ckpt=")]
-    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), others)
+    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), others, trusted_names(overrides))
     store_settings(_RESUMED, resumption.settings)
     place = []
     if resumption.directory is not None:

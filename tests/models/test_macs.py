@@ -46,6 +46,15 @@ def test_the_count_is_what_torch_counts_when_it_runs(kind, settings, backbone):
     assert model.macs() == counted_by_torch(model)
 
 
+def test_a_backbone_of_a_users_own_counts_for_itself():
+    class Own(TimmViT):
+        def macs(self, patches, read=None):
+            return 1000 * patches
+
+    model = objective("masked_patch", Own("vit_tiny_patch16_224", 32, patch_size=8))
+    assert model.macs() == 1000 * 16 + 8 * model.head.weight.numel()
+
+
 def test_a_hybrids_convolutions_are_counted():
     model = objective("masked_patch", tiny_backbone("vit_small_r26_s32_224", img_size=(64, 96)))
     assert model.macs() == counted_by_torch(model)

@@ -1,11 +1,17 @@
 """Laws that every objective in `vitmae/models` obeys, over every kind of backbone."""
 
+import pkgutil
+from importlib import import_module
+
 import pytest
 import torch
 
 from tests.models.parts import OBJECTIVES, batch, objective, tiny_backbone
+from vitmae import models
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.errors import UserError
+from vitmae.models.objective import Objective, training_flops
+from vitmae.models.protocols import Classifies, DrawsPanel, HasBaselines, Reconstructs, declared, declares
 from vitmae.models.supervised import Supervised
 
 BACKBONES = {
@@ -108,3 +114,87 @@ def test_the_name_of_a_hook_is_an_attribute_and_parameters_and_modules_are_regis
     model.extra = torch.nn.Linear(2, 2)
     assert model._current_fx_name == "training_step"
     assert {"scale", "extra.weight"} <= dict(model.named_parameters()).keys()
+
+
+def every_objective():
+    for module in pkgutil.iter_modules(models.__path__, "vitmae.models."):
+        import_module(module.name)
+    found = [Objective]
+    for cls in found:
+        found += cls.__subclasses__()
+    return [cls for cls in found[1:] if cls.__module__.startswith("vitmae.")]
+
+
+def test_every_objective_of_the_package_is_tested_here():
+    assert set(every_objective()) == set(OBJECTIVES.values())
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_an_objective_describes_itself(kind):
+    model, cls = objective(kind), OBJECTIVES[kind]
+    assert cls.title
+    assert cls.paper.startswith("https://")
+    assert cls.published_as in ("vit_mae", "vit_classifier", None)
+    assert isinstance(cls.needs_labels, bool)
+    assert cls.monitor[1] in ("min", "max")
+    assert model.predicts
+    assert "\n" not in model.predicts
+    rows = model.describe()
+    assert rows
+    assert all(isinstance(text, str) and text for row in rows.items() for text in row)
+    assert model.macs() > 0
+    assert training_flops(model) == 6 * model.macs()
+    assert cls.needs_labels == declares(cls, Classifies)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_an_objective_does_what_it_declares(kind):
+    model, cls = objective(kind).eval(), OBJECTIVES[kind]
+    data = batch(model.backbone)
+    images, num_patches = model.normalize(data.images), model.backbone.num_patches
+    assert [declares(cls, protocol) for protocol in (DrawsPanel, Reconstructs, HasBaselines, Classifies)] == {
+        "mae": [True, True, True, False],
+        "masked_patch": [True, False, True, False],
+        "vit": [False, False, False, True],
+    }[kind]
+    if learner := declared(model, HasBaselines):
+        learner.learn_baselines([data])
+        assert {"loss_mean_patch", "loss_visible_mean"} <= model.measure(data).keys()
+    if artist := declared(model, DrawsPanel):
+        assert all(picture.shape == data.images.shape for picture in artist.panel(data)[:4])
+    if classifier := declared(model, Classifies):
+        with torch.no_grad():
+            assert classifier.pooled(model.backbone(images)).shape == (4, model.backbone.embed_dim)
+            assert classifier(images).shape == (4, classifier.num_classes)
+    if reconstructor := declared(model, Reconstructs):
+        own, other = reconstructor.draw_mask(data.keys), reconstructor.draw_mask(data.keys, 0.5, "block")
+        assert own.mask.sum(1).tolist() == [model.num_hidden] * 4
+        assert other.mask.sum(1).tolist() == [num_patches // 2] * 4
+        with torch.no_grad():
+            errors = reconstructor.errors(images, other)
+            assert torch.isclose(errors.nanmean(), model.loss(images, other))
+        assert torch.equal(errors.isnan(), ~other.mask)
+        assert torch.equal(reconstructor.panel(data, own).pasted, reconstructor.panel(data).pasted)
+
+
+def test_an_objective_that_leaves_out_a_part_of_its_description_cannot_be_built():
+    class Silent(Objective):
+        def measure(self, batch):
+            return {}
+
+    with pytest.raises(TypeError, match=r"describe.*macs.*predicts"):
+        Silent(tiny_backbone(), None, [0.5] * 3, [0.5] * 3)
+
+
+def test_a_method_of_the_same_name_declares_nothing():
+    class Chance:
+        num_classes, pool = 3, "cls"
+
+        def pooled(self, latent):
+            return latent
+
+        def forward(self, images):
+            return images
+
+    assert declared(Chance(), Classifies) is None
+    assert not declares(Chance, Classifies)

@@ -66,7 +66,7 @@ def test_a_path_may_be_a_run_or_a_checkpoint(runs):
 def test_the_settings_are_those_that_were_saved_and_single_ones_go_on_top(runs):
     run = make(runs, "d/a", age=0)
     found = find_resumption(str(run), runs, ["trainer.max_epochs=7", "seed=4", "+model.new=1", "~model.old"])
-    assert found.settings == {"name": "mae-digits", "choices": CHOICES, "seed": 3}
+    assert found.settings == {"name": "mae-digits", "choices": CHOICES, "seed": 3, "trust": []}
     assert found.overrides == ["trainer.max_epochs=7", "seed=4", "+model.new=1", "~model.old"]
 
 

@@ -1,12 +1,20 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+import vitmae
 from tests.weights.parts import build, random_images, save_checkpoint, settings
+from vitmae.classes import check_classes
 from vitmae.errors import UserError
+from vitmae.models.mae import MAE
+from vitmae.runs.checkpoint_file import FORMAT
 from vitmae.weights.read import read_weights
 from vitmae.weights.saved import find_saved, read_saved, rebuild
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def run(tmp_path, *names, kind="mae"):
@@ -46,20 +54,61 @@ def test_a_checkpoint_knows_its_facts_and_those_of_its_run(tmp_path):
     assert saved.objective == "MAE"
 
 
-def test_settings_that_build_something_of_elsewhere_are_refused_and_not_built(tmp_path):
+@pytest.mark.parametrize("target", ["pathlib.Path.touch", "vitmae.config.build", "vitmae.weights.read.local"])
+def test_settings_that_build_what_a_file_may_not_are_refused_and_nothing_runs(tmp_path, target):
     """A checkpoint may come from anybody, and building calls what it names."""
     made, proof = build("mae"), tmp_path / "owned"
-    for place in ("model", "backbone", "optimizer"):
+    for place in ("model", "backbone", "model.optimizer"):
         config = settings("mae")
-        node = config["model"]["optimizer"] if place == "optimizer" else config[place]
-        node |= {"_target_": "pathlib.Path.touch", "self": str(proof)}
+        node = config["model"]["optimizer"] if place == "model.optimizer" else config[place]
+        touch = {"_target_": "pathlib.Path.touch", "self": str(proof)}
+        node |= {"_target_": target, "node": touch, "self": str(proof)}
         path = save_checkpoint(tmp_path / "run.ckpt", made, config)
-        with pytest.raises(UserError, match=r"builds? pathlib.Path.touch, which is not of this project"):
-            rebuild(read_saved(path))
-        if place == "backbone":
-            with pytest.raises(UserError, match=r"pathlib.Path.touch"):
-                read_weights(str(path))
+        refusal = rf"run.ckpt: {place} builds {target}.*trust=\[{target}\]"
+        with pytest.raises(UserError, match=refusal):
+            read_saved(path)
+        with pytest.raises(UserError, match=refusal):
+            read_weights(str(path))
     assert not proof.exists()
+
+
+class Own(MAE):
+    """A user's objective."""
+
+
+def test_a_users_own_objective_is_built_where_the_user_trusts_it(tmp_path):
+    name = f"{__name__}.Own"
+    config = settings("mae")
+    config["model"]["_target_"] = name
+    path = save_checkpoint(tmp_path / "run.ckpt", build("mae"), config)
+    with pytest.raises(UserError, match=r"trust="):
+        read_saved(path)
+    assert isinstance(rebuild(read_saved(path, trust=[name])), Own)
+    assert read_weights(str(path), trust=[name]).grid_size == (4, 6)
+    assert isinstance(vitmae.load(path, "cpu", trust=[name]).objective, Own)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("mae_format1.ckpt", "mae.MAE"), ("vit_bundle_format1", "supervised.Supervised")]
+)
+def test_files_of_the_first_format_load_under_the_present_names_and_encode(name, target):
+    saved = read_saved(FIXTURES / name)
+    assert saved.settings["model"]["_target_"] == f"vitmae.models.{target}"
+    assert saved.settings["model"]["optimizer"]["_target_"] == "vitmae.recipe.Recipe"
+    check_classes({"data": saved.settings["data"]}, saved.path)
+    objective = rebuild(saved)
+    images = random_images(objective.backbone)
+    latent = objective.backbone(images)
+    assert latent.shape == (2, objective.backbone.num_prefix_tokens + objective.backbone.num_patches, latent.shape[2])
+    assert latent.isfinite().all()
+
+
+def test_a_bundle_of_a_future_format_is_refused(tmp_path):
+    folder = shutil.copytree(FIXTURES / "vit_bundle_format1", tmp_path / "bundle")
+    about = json.loads((folder / "model.json").read_text()) | {"vitmae_format": FORMAT + 1}
+    (folder / "model.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="newer vitmae"):
+        read_saved(folder)
 
 
 def test_weights_that_are_not_those_of_the_settings_are_refused(tmp_path):

@@ -15,6 +15,9 @@ from transformers import AutoImageProcessor, ViTForImageClassification, ViTMAEFo
 
 from tests.weights.parts import build, given_mask, random_images, save_checkpoint, settings
 from vitmae.errors import UserError
+from vitmae.models.mae import MAE
+from vitmae.models.supervised import Supervised
+from vitmae.weights.load import load_weights
 from vitmae.weights.read import read_weights
 from vitmae.weights.saved import read_saved, rebuild
 from vitmae.weights.write import write_weights
@@ -280,3 +283,52 @@ def test_nothing_is_written_over(tmp_path):
         write_weights(read_saved(folder), "bundle", "full", folder)
     with pytest.raises(UserError, match="format is one of"):
         write_weights(read_saved(folder), "tensorflow", "full", tmp_path / "tf")
+
+
+class Own(MAE):
+    """An objective of a user's own, which no other library knows."""
+
+    title = "own masked autoencoder"
+    paper = "https://example.org/own"
+    published_as = None
+
+
+def test_a_users_own_objective_is_a_bundle_in_full_and_elsewhere_an_encoder(tmp_path):
+    config, name = settings("mae", SQUARE), f"{__name__}.Own"
+    config["model"]["_target_"] = name
+    made = build("mae", SQUARE)
+    saved = read_saved(save_checkpoint(tmp_path / "run.ckpt", made, config), trust=[name])
+    write_weights(saved, "bundle", "full", tmp_path / "bundle")
+    again = rebuild(read_saved(tmp_path / "bundle", trust=[name]))
+    assert isinstance(again, Own)
+    assert all(torch.equal(tensor, made.state_dict()[key]) for key, tensor in again.state_dict().items())
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "own masked autoencoder (https://example.org/own)" in card
+    assert "arxiv:" not in card
+    for layout in ("timm", "hf", "fair", "onnx", "torch_export"):
+        with pytest.raises(
+            UserError, match=rf"format={layout} cannot hold .* what Own predicts with.*what=encoder"
+        ) as error:
+            write_weights(saved, layout, "full", tmp_path / layout)
+        assert "\n" not in str(error.value)
+    for layout in ("timm", "hf", "fair"):
+        write_weights(saved, layout, "encoder", tmp_path / layout)
+        path = tmp_path / layout / "encoder.pth" if layout == "fair" else tmp_path / layout
+        assert load_weights(build("vit", SQUARE, seed=7).backbone, str(path)).share("encoder") == 1
+
+
+def test_heads_are_taken_from_the_same_class_or_the_same_architecture_alone(tmp_path):
+    config, name = settings("vit", SQUARE), f"{__name__}.OtherClassifier"
+    made = build("vit", SQUARE)
+    path = str(save_checkpoint(tmp_path / "run.ckpt", made, config))
+    assert load_weights(build("vit", SQUARE, seed=7), path).share("head") == 1
+    config["model"]["_target_"] = name
+    save_checkpoint(tmp_path / "run.ckpt", made, config)
+    assert load_weights(build("vit", SQUARE, seed=7), path, trust=[name]).share("head") == 0
+    assert not read_weights(path, trust=[name]).published_as
+
+
+class OtherClassifier(Supervised):
+    """Its head means something else."""
+
+    published_as = None

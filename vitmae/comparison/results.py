@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vitmae.classes import check_classes
 from vitmae.comparison.plan import Job, Method, Row
 from vitmae.comparison.runner import chosen, is_done, seconds_of
 from vitmae.config import build
@@ -110,12 +111,13 @@ class Results:
     splits: frozenset[str]
 
 
-def gather(rows: Sequence[Row], folder: Path) -> Results:
+def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Results:
     """Read what the jobs that are done have left.
 
     Args:
         rows: the plan.
         folder: of the comparison.
+        trust: classes that the settings of its runs may build beside those of `vitmae.classes`.
     """
     found: dict[Key, dict[Method, dict[int, Score]]] = {}
     costs: dict[tuple[Method, str], list[Cost]] = {}
@@ -135,7 +137,7 @@ def gather(rows: Sequence[Row], folder: Path) -> Results:
         tuned = row.tuned_of(best) if best else None
         for run in (row.pretrain, tuned):
             if run is not None and is_done(run):
-                costs.setdefault((row.method, run.stage), []).append(cost(run, folder))
+                costs.setdefault((row.method, run.stage), []).append(cost(run, folder, trust))
                 for metric, points in curve(run.place).items():
                     curves.setdefault((row.method, run.stage), {}).setdefault(metric, []).append(points)
                 picture = run.place / "figures" / "reconstruction.png"
@@ -175,7 +177,7 @@ def _cell(by_seed: Mapping[int, Score]) -> Cell:
     )
 
 
-def cost(job: Job, folder: Path) -> Cost:
+def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
     """What a finished training run took; its FLOPs are counted on a model without memory."""
     from omegaconf import OmegaConf
 
@@ -183,6 +185,7 @@ def cost(job: Job, folder: Path) -> Cost:
 
     settings = OmegaConf.to_container(OmegaConf.load(job.place / "config.yaml"))
     assert isinstance(settings, dict)
+    check_classes({part: settings[part] for part in ("model", "backbone")}, job.place / "config.yaml", trust)
     processes = len(json.loads((job.place / "environment.json").read_text())["devices"])
     processes *= settings["trainer"]["num_nodes"]
     images = settings["data"]["batch_size"] * processes * settings["trainer"]["accumulate_grad_batches"]

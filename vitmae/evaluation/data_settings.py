@@ -1,22 +1,24 @@
 """Which images an evaluation sees: the run's own, or another set, at the checkpoint's size and channels."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from vitmae.classes import check_classes
 from vitmae.config import config_dir, did_you_mean
 from vitmae.errors import UserError
 from vitmae.weights.saved import Saved, find_saved, read_saved
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, written: int) -> Saved:
-    return read_saved(path)
+def _read(path: Path, trust: tuple[str, ...], written: int) -> Saved:
+    return read_saved(path, trust)
 
 
-def read_once(path: Path) -> Saved:
+def read_once(path: Path, trust: Sequence[str] = ()) -> Saved:
     """Read a checkpoint, unless it is the one that was read last and its file has not changed since.
 
     A command line needs the data settings in it before Hydra composes, and the evaluation all of it afterwards.
@@ -25,20 +27,21 @@ def read_once(path: Path) -> Saved:
         UserError: see `vitmae.weights.saved.read_saved`.
     """
     found = find_saved(path)
-    return _read(path, found.stat().st_mtime_ns if found else 0)
+    return _read(path, tuple(trust), found.stat().st_mtime_ns if found else 0)
 
 
-def of_run(saved: Saved) -> dict[str, Any]:
+def of_run(saved: Saved, trust: Sequence[str] = ()) -> dict[str, Any]:
     """The `data` settings that a checkpoint was trained with.
 
     Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway. The share that a
     centre crop keeps is left as the run had it, so that images are seen as in the run's own validation.
 
     Raises:
-        UserError: it does not say.
+        UserError: it does not say, or it builds what a file may not (`vitmae.classes`).
     """
     if "data" not in saved.settings:
         raise UserError(f"{saved.path} does not say what it was trained on: give data=<choice>")
+    check_classes({"data": saved.settings["data"]}, saved.path, trust)
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     return {
         **saved.settings["data"],

@@ -193,8 +193,9 @@ class MAE(Objective, Reconstructs, HasBaselines):
 
     def describe(self) -> dict[str, str]:
         """What is hidden and what is predicted."""
+        hidden = f"{self.num_hidden} of {self.backbone.num_patches} patches"
         return {
-            "hidden": f"{self.num_hidden} of {self.backbone.num_patches} patches ({self.mask_ratio:g}, {self.mask_kind})",
+            "hidden": f"{hidden} ({self.mask_ratio:g}, {self.mask_kind})",
             "target": "standardised patches (norm_pix_loss)" if self.norm_pix_loss else "pixels",
         }
 

@@ -146,6 +146,12 @@ class Objective(LightningModule, ABC):
         return total_steps, steps_per_epoch, batch_size * trainer.world_size * accumulate
 
 
+def as_objective(module: LightningModule) -> Objective:
+    """What this project's callbacks are given by Lightning, under its type."""
+    assert isinstance(module, Objective), f"{type(module).__name__} is no objective"
+    return module
+
+
 def training_flops(objective: Objective) -> int:
     """FLOPs of one image in one training step: 2 per multiply-accumulate, forward once and backward twice as much.
 

@@ -1,4 +1,4 @@
-"""What an objective can do beyond learning, declared by inheritance: `class MAE(Objective, Reconstructs, HasBaselines)`.
+"""What an objective can do beyond learning, declared by inheritance: `class MAE(Objective, Reconstructs)`.
 
 Other rooms ask with `declared` or `declares`, and never for a class, a name or an attribute: an objective of a user's
 own that declares the same is treated the same.

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vitmae.classes import check_classes
 from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import present_names
 from vitmae.runs.directory import read_summary
@@ -35,19 +36,35 @@ class Resumption:
     overrides: list[str]
 
 
-def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str]) -> Resumption:
-    """Resolve a `ckpt` setting.
+def find_checkpoint(ckpt: str, runs: Path, overrides: Sequence[str] = ()) -> Path:
+    """The file that a `ckpt` setting means, absolute; it is not opened.
 
     Args:
         ckpt: "last" or "best" for the run that was saved last, or the path of a checkpoint or of a run directory.
         runs: where "last" and "best" look, at any depth.
-        overrides: the command line's others, as `key=value`.
+        overrides: the command line's others, as `key=value`; "last" and "best" look for a run that agrees with them.
 
     Raises:
-        UserError: if there is no such checkpoint, or if an override names another group than the run has.
+        UserError: if there is no such checkpoint.
     """
     wanted = dict(override.split("=", 1) for override in overrides if "=" in override and override[0].isalpha())
-    checkpoint = _newest(ckpt, runs, wanted) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
+    return _newest(ckpt, runs, wanted) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
+
+
+def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> Resumption:
+    """Resolve a `ckpt` setting to a run and its settings.
+
+    Args:
+        ckpt: see `find_checkpoint`.
+        runs: see `find_checkpoint`.
+        overrides: the command line's others, as `key=value`.
+        trust: classes that the saved settings may build beside those of `vitmae.classes`.
+
+    Raises:
+        UserError: if there is no such checkpoint, if its settings build what they may not, or if an override names
+            another group than the run has.
+    """
+    checkpoint = find_checkpoint(ckpt, runs, overrides)
     directory: Path | None = checkpoint.parent.parent
     if directory and (directory / "config.yaml").is_file():
         settings: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
@@ -55,7 +72,8 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str]) -> Resumpti
         from vitmae.runs.checkpoint_file import read_checkpoint
 
         directory, settings = None, read_checkpoint(checkpoint)["vitmae_config"]
-    settings = present_names(settings)
+    settings = present_names(settings) | {"trust": []}  # whom to trust is never for a file to say
+    check_classes(settings, directory / "config.yaml" if directory else checkpoint, trust)
     choices = settings["choices"]
     single = []
     for override in overrides:

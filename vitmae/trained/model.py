@@ -9,7 +9,7 @@ Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patche
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,7 @@ from vitmae.models.protocols import Classifies, Reconstructs, declared
 from vitmae.probes.features import Features, extract_batches
 from vitmae.randomness import fold, fold_indices
 from vitmae.runs.preflight import resolve_precision
-from vitmae.runs.resume import find_resumption
+from vitmae.runs.resume import find_checkpoint
 from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.trained.device import find_device
@@ -285,12 +285,17 @@ def find_model(ckpt: str, runs: str) -> Path:
     if ckpt not in ("last", "best"):
         return local(ckpt)
     try:
-        return find_resumption(ckpt, Path(runs), []).checkpoint
+        return find_checkpoint(ckpt, Path(runs))
     except UserError as error:
         raise UserError(str(error).replace(", or leave ckpt= out", "")) from error
 
 
-def open_model(path: str | Path, device: str | torch.device | None = None, precision: Precision = "auto") -> Model:
+def open_model(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    trust: Sequence[str] = (),
+) -> Model:
     """See `vitmae.load`."""
     found = find_device(device)  # before a large file is read
-    return Model(read_saved(local(str(path))), found, precision)
+    return Model(read_saved(local(str(path)), trust), found, precision)

@@ -7,17 +7,14 @@ goes on, under ``current_model_state``: Lightning's layout.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from vitmae.errors import UserError
-
-if TYPE_CHECKING:  # models stand above training; only the type is needed here
-    from vitmae.models.objective import Objective
 
 
 class WeightAverage(WeightAveraging):
@@ -31,7 +28,7 @@ class WeightAverage(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self._update)
         self.decay = decay
 
-    def setup(self, trainer: Trainer, pl_module: "Objective", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the weights to the device that trains: Lightning would keep the copy where the module is built."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
@@ -43,7 +40,7 @@ class WeightAverage(WeightAveraging):
         decay = decay_at(int(self._average_model.n_averaged), self.decay)
         torch._foreach_lerp_(average, current, 1 - decay)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: "Objective", checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the average.
 
         Raises:
@@ -58,7 +55,7 @@ class WeightAverage(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @contextmanager
-    def in_place(self, objective: "Objective") -> Iterator[None]:
+    def in_place(self, objective: LightningModule) -> Iterator[None]:
         """Inside, the objective has the averaged weights."""
         if self._average_model is None:
             yield
@@ -79,7 +76,7 @@ def decay_at(count: int, decay: float) -> float:
 
 
 @contextmanager
-def averaged(trainer: Trainer, objective: "Objective") -> Iterator[None]:
+def averaged(trainer: Trainer, objective: LightningModule) -> Iterator[None]:
     """Inside, the weights are those that are used in the end: the averaged ones, where the run keeps an average."""
     with ExitStack() as stack:
         for average in averages(trainer):

@@ -3,22 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from vitmae.batch import Batch
+from vitmae.models.objective import as_objective
+from vitmae.models.protocols import DrawsPanel, HasBaselines, declared
 from vitmae.plots.reconstruction import reconstruction_figure
 from vitmae.probes.collapse import feature_std, rankme
 from vitmae.probes.features import Features, extract
 from vitmae.probes.knn import knn
 from vitmae.training.averaging import averaged
-
-if TYPE_CHECKING:  # models stand above training; only the type is needed here
-    from vitmae.models.objective import Objective
 
 FigureLog = Callable[[str, Figure, int], None]
 
@@ -33,12 +31,12 @@ class LearnBaselines(Callback):
     def __init__(self, images: int = 2048) -> None:
         self.images = images
 
-    def on_fit_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand unaugmented training images to the objective."""
-        learn_baselines = getattr(pl_module, "learn_baselines", None)
-        if learn_baselines is not None:
+        learner = declared(pl_module, HasBaselines)
+        if learner is not None:
             train, _ = trainer.datamodule.probe_dataloaders(self.images)  # type: ignore[attr-defined]
-            learn_baselines(_on_device(train, pl_module))
+            learner.learn_baselines(_on_device(train, pl_module))
 
 
 class OnlineProbe(Callback):
@@ -59,7 +57,7 @@ class OnlineProbe(Callback):
         self.every_n_epochs, self.images, self.k = every_n_epochs, images, k
         self.references: dict[str, float] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the references, once."""
         if trainer.global_step == 0:
             self._probe(trainer, pl_module)
@@ -72,17 +70,18 @@ class OnlineProbe(Callback):
         """The references of the run that is resumed."""
         self.references = dict(state_dict)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure when it is time."""
         if is_due(trainer, self.every_n_epochs):
             self._probe(trainer, pl_module)
 
-    def _probe(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def _probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.num_classes is not None and trainer.is_global_zero:
             autocast = torch.bfloat16 if "bf16" in str(trainer.precision) else None
             loaders = data.probe_dataloaders(self.images)
-            encode = partial(extract, pl_module.backbone, normalize=pl_module.normalize, autocast=autocast)
+            objective = as_objective(pl_module)
+            encode = partial(extract, objective.backbone, normalize=objective.normalize, autocast=autocast)
             with averaged(trainer, pl_module):
                 train, held_out = (encode(loader) for loader in loaders)
             values = {f"probe/knn_{pooling}": value for pooling, value in self._accuracy(train, held_out).items()}
@@ -128,20 +127,21 @@ class Panels(Callback):
     def __init__(self, folder: Path, log: FigureLog, every_n_epochs: int = 10, images: int = 8) -> None:
         self.folder, self.log_figure, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw when it is time."""
-        if hasattr(pl_module, "panel") and trainer.is_global_zero and is_due(trainer, self.every_n_epochs):
-            self.draw(trainer, pl_module)
+        artist = declared(pl_module, DrawsPanel)
+        if artist is not None and trainer.is_global_zero and is_due(trainer, self.every_n_epochs):
+            self._draw(trainer, pl_module, artist)
 
-    def draw(self, trainer: Trainer, pl_module: "Objective") -> Path:
-        """Draw the panel of the first held-out images and return its path."""
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, artist: DrawsPanel) -> None:
+        """Draw the panel of the first held-out images; `artist` is the module as what draws."""
         _, held_out = trainer.datamodule.probe_dataloaders(self.images)  # type: ignore[attr-defined]
         batch = next(_on_device(held_out, pl_module))
         batch = Batch(batch.images[: self.images], batch.labels[: self.images], batch.keys[: self.images], batch.key)
         training = pl_module.training
         pl_module.eval()
         with averaged(trainer, pl_module), trainer.precision_plugin.forward_context():
-            panel = pl_module.panel(batch)  # type: ignore[operator]
+            panel = artist.panel(batch)
         pl_module.train(training)
         figure = reconstruction_figure(*panel)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,6 @@ class Panels(Callback):
         figure.savefig(path, dpi=150)
         figure.savefig(self.folder / "reconstruction.png", dpi=150)
         self.log_figure("reconstruction", figure, trainer.global_step)
-        return path
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
@@ -158,7 +157,7 @@ def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
     return is_last or (trainer.current_epoch + 1) % every_n_epochs == 0
 
 
-def _on_device(batches: Iterable[Batch], pl_module: "Objective") -> Iterator[Batch]:
+def _on_device(batches: Iterable[Batch], pl_module: LightningModule) -> Iterator[Batch]:
     for batch in batches:
         device = pl_module.device
         yield Batch(batch.images.to(device), batch.labels.to(device), batch.keys.to(device), batch.key)

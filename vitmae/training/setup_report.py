@@ -9,21 +9,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from timm.layers.drop import DropPath
 from torch import nn
 
 from vitmae.errors import UserError
-from vitmae.tokens.masking import num_visible
+from vitmae.models.objective import Objective, as_objective
 from vitmae.training.averaging import averages
-
-if TYPE_CHECKING:  # models stand above training; only the type is needed here
-    from vitmae.models.objective import Objective
 
 _WIDTH = 120  # letters, where no terminal has a width
 
@@ -39,17 +36,18 @@ class Effects(Callback):
     def __init__(self, config: Mapping[str, Any], path: Path) -> None:
         self.config, self.path = config, path
 
-    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, then print on the first rank."""
-        check_knobs(self.config, observed_knobs(trainer, pl_module))
+        objective = as_objective(pl_module)
+        check_knobs(self.config, observed_knobs(trainer, objective))
         if trainer.is_global_zero:
-            tables = [_run_table(trainer, pl_module), _group_table(trainer, pl_module)]
+            tables = [_run_table(trainer, objective), _group_table(trainer, objective)]
             Console(width=None if sys.stdout.isatty() else _WIDTH).print(*tables, sep="\n")
             with self.path.open("w") as file:
                 Console(file=file, width=_WIDTH, color_system=None).print(*tables, sep="\n")
 
 
-def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
+def observed_knobs(trainer: Trainer, objective: Objective) -> dict[str, Any]:
     """Each knob's value as it stands in the built optimiser, modules and trainer, by its name in the config."""
     _, _, effective_batch = objective.run_length()
     groups = trainer.optimizers[0].param_groups
@@ -75,7 +73,7 @@ def observed_knobs(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
     return observed | _observed_data(trainer)
 
 
-def _mixes(objective: "Objective") -> dict[str, float]:
+def _mixes(objective: Objective) -> dict[str, float]:
     """The alpha of each mix that a classifier does."""
     return {type(mix).__name__.lower(): mix.alpha for mix in objective.mixes}  # type: ignore[union-attr]
 
@@ -139,14 +137,14 @@ def _same(a: Any, b: Any) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def _run_table(trainer: Trainer, objective: "Objective") -> Table:
+def _run_table(trainer: Trainer, objective: Objective) -> Table:
     table = Table(title="What took effect", show_header=False, title_justify="left")
     for name, value in _run_rows(trainer, objective):
         table.add_row(name, value)
     return table
 
 
-def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, str]]:
+def _run_rows(trainer: Trainer, objective: Objective) -> Iterator[tuple[str, str]]:
     backbone, recipe = objective.backbone, objective.optimizer
     total_steps, steps_per_epoch, effective_batch = objective.run_length()
     warmup = recipe.warmup_steps(total_steps, steps_per_epoch)
@@ -154,7 +152,7 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
     count = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in objective.parameters() if not p.requires_grad)
     (grid_h, grid_w), (patch_h, patch_w) = backbone.grid_size, backbone.patch_size
-    yield "objective", type(objective).__name__
+    yield "objective", objective.title
     yield "parameters", f"{count / 1e6:.2f} M trained, {frozen / 1e6:.2f} M frozen"
     yield (
         "images",
@@ -163,12 +161,7 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
             f"patches of {patch_h} x {patch_w}"
         ),
     )
-    if hasattr(objective, "mask_ratio"):
-        ratio = float(objective.mask_ratio)  # type: ignore[arg-type]
-        hidden = backbone.num_patches - num_visible(backbone.num_patches, ratio)
-        yield "hidden or corrupted", f"{hidden} of {backbone.num_patches} patches ({ratio:g})"
-    if hasattr(objective, "norm_pix_loss"):
-        yield "target", "standardised patches (norm_pix_loss)" if objective.norm_pix_loss else "pixels"
+    yield from objective.describe().items()
     yield (
         "effective batch",
         (
@@ -176,7 +169,6 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
             f"{'devices' if world > 1 else 'device'} x {accumulate} accumulated"
         ),
     )
-    yield from _supervision_rows(objective)
     yield from _data_rows(trainer)
     yield "peak lr", f"{recipe.peak_lr(effective_batch):.4g} = {recipe.base_lr:g} x {effective_batch} / 256"
     epochs = total_steps / steps_per_epoch
@@ -192,30 +184,6 @@ def _run_rows(trainer: Trainer, objective: "Objective") -> Iterator[tuple[str, s
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     yield "devices", f"{world} x {name}" + (f", {torch.get_num_threads()} threads" if name == "CPU" else "")
-
-
-def _supervision_rows(objective: "Objective") -> Iterator[tuple[str, str]]:
-    """What only a classifier has."""
-    if not hasattr(objective, "mixes"):
-        return
-    backbone = objective.backbone
-    trained = [backbone.layer_of(name) for name, p in backbone.named_parameters() if p.requires_grad]
-    first = min(trained, default=None)
-    yield (
-        "frozen",
-        (
-            "the whole backbone"
-            if first is None
-            else "nothing"
-            if first == 0
-            else f"embeddings and the first {first - 1} of {backbone.depth} blocks"
-        ),
-    )
-    mixes = [f"{name} {alpha:g}" for name, alpha in _mixes(objective).items()]
-    yield "mixing", " or ".join(mixes) or "none"
-    yield "label smoothing", f"{objective.label_smoothing:g}"
-    std = float(objective.get_parameter("head.weight").detach().float().std())
-    yield "head", f"reads {objective.pool}, weights of deviation {std:.2g}"
 
 
 def _data_rows(trainer: Trainer) -> Iterator[tuple[str, str]]:
@@ -236,7 +204,7 @@ def _data_rows(trainer: Trainer) -> Iterator[tuple[str, str]]:
     )
 
 
-def _group_table(trainer: Trainer, objective: "Objective") -> Table:
+def _group_table(trainer: Trainer, objective: Objective) -> Table:
     table = Table(title="Parameter groups", title_justify="left")
     for column in ("group", "lr at peak", "weight decay", "tensors", "parameters"):
         table.add_column(column, justify="left" if column == "group" else "right")

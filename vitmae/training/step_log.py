@@ -5,17 +5,15 @@ Logging from inside each step costs more than a small model's step, so the objec
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from vitmae.batch import Batch
 from vitmae.errors import UserError
-
-if TYPE_CHECKING:  # models stand above training; only the type is needed here
-    from vitmae.models.objective import Objective
+from vitmae.models.objective import as_objective
 
 
 class StepLog(Callback):
@@ -28,16 +26,16 @@ class StepLog(Callback):
         self._since = 0.0
         self._logged_step = self._last_step = -1
 
-    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._last_step = int(trainer.estimated_stepping_batches)
         self._restart()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: "Objective", outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Add up this step's values, and log their mean when it is time."""
-        for name, value in pl_module.last_metrics.items():
+        for name, value in as_objective(pl_module).last_metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches += 1
         self._images += len(batch.images)
@@ -57,7 +55,7 @@ class StepLog(Callback):
         self._logged_step = step
         self._restart()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not count validation as training time."""
         self._restart()
 

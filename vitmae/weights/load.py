@@ -74,7 +74,9 @@ class LoadReport:
         return lines
 
 
-def load_weights(model: nn.Module, source: str | Source, *, min_match: float = MIN_MATCH) -> LoadReport:
+def load_weights(
+    model: nn.Module, source: str | Source, *, min_match: float = MIN_MATCH, trust: Sequence[str] = ()
+) -> LoadReport:
     """Load weights from elsewhere into an objective or a backbone, in place.
 
     An objective takes encoder, decoder and head as far as they are there; a backbone takes the encoder alone, whatever
@@ -84,11 +86,12 @@ def load_weights(model: nn.Module, source: str | Source, *, min_match: float = M
         model: a `Backbone`, or an objective that has one.
         source: a path, a timm name or a hub repository, see `read_weights`; or what was read already.
         min_match: the share of the encoder's values that must come from the source.
+        trust: see `read_weights`.
 
     Raises:
         UserError: the source cannot be read, or less of the encoder matches.
     """
-    weights = source if isinstance(source, Source) else read_weights(source)
+    weights = source if isinstance(source, Source) else read_weights(source, trust)
     fits = fit(weights, model)
     used = {fit.name for fit in fits if fit.fate != "new"}
     unused = [theirs for ours, theirs in weights.names.items() if ours not in used]

@@ -60,7 +60,7 @@ def fit(source: Source, model: nn.Module) -> list[Fit]:
     assert isinstance(backbone, Backbone)
     prefix = "backbone." if model is backbone else ""
     fixed = {prefix + name for name, _ in model.named_buffers()}
-    there = _comparable(source, type(model).__name__)
+    there = _comparable(source, model)
     table = backbone.state_dict()["vit.pos_embed"]
     if table.shape[1] == backbone.num_patches:
         there |= _tokens_with_positions(there, source, backbone)
@@ -74,9 +74,15 @@ def fit(source: Source, model: nn.Module) -> list[Fit]:
     return fits
 
 
-def _comparable(source: Source, objective: str) -> dict[str, Tensor]:
-    """What means the same in this model: the heads of two objectives have only their name in common."""
-    is_same = source.objective == objective
+def _comparable(source: Source, model: nn.Module) -> dict[str, Tensor]:
+    """What means the same in this model: the heads of two objectives have only their name in common.
+
+    They mean the same in the same class, and in two that are published as the same architecture.
+    """
+    published_as = getattr(model, "published_as", None)  # a backbone is not published
+    is_same = source.objective == f"{type(model).__module__}.{type(model).__qualname__}" or (
+        published_as is not None and source.published_as == published_as
+    )
     return {
         name: tensor for name, tensor in source.state.items() if is_same or name.startswith(("backbone.", "decoder."))
     }

@@ -6,9 +6,6 @@ from typing import Any
 
 from vitmae.weights.source import is_commercial
 
-_TITLES = {"MAE": "masked autoencoder", "MaskedPatch": "masked patch prediction", "Supervised": "supervised ViT"}
-_PAPERS = {"MAE": "2111.06377", "MaskedPatch": "2010.11929", "Supervised": "2010.11929"}
-
 
 def model_card(about: Mapping[str, Any]) -> str:
     """The text of README.md.
@@ -16,11 +13,11 @@ def model_card(about: Mapping[str, Any]) -> str:
     Args:
         about: the content of a bundle's model.json.
     """
-    architecture, kind, is_encoder = about["architecture"], about["objective"], about["what"] == "encoder"
-    title = f"{architecture['name']}, {_TITLES.get(kind, kind)}" + (", encoder only" if is_encoder else "")
+    architecture, is_encoder = about["architecture"], about["what"] == "encoder"
+    title = f"{architecture['name']}, {about['title']}" + (", encoder only" if is_encoder else "")
     height, width = architecture["img_size"]
     facts = {
-        "objective": _TITLES.get(kind, kind),
+        "objective": f"{about['title']} ({about['paper']})",
         "predicts": about["target"],
         "holds": "the encoder; what it predicted with is left out" if is_encoder else "all that was trained",
         "images": f"{height} x {width} pixels, {architecture['in_chans']} channels, mean {_numbers(about['mean'])}, "
@@ -49,15 +46,16 @@ def model_card(about: Mapping[str, Any]) -> str:
 
 def _header(about: Mapping[str, Any]) -> str:
     """The hub's metadata: YAML, of which every JSON text is one."""
-    classifies = about["objective"] == "Supervised" and about["what"] == "full"
+    classifies = about["published_as"] == "vit_classifier" and about["what"] == "full"
+    host, _, number = about["paper"].rpartition("/")
     fields: dict[str, Any] = {
         "library_name": "vitmae",
         "pipeline_tag": "image-classification" if classifies else "image-feature-extraction",
         "tags": [
             "vitmae",
             "vision-transformer",
-            _TITLES.get(about["objective"], "vision").replace(" ", "-"),
-            f"arxiv:{_PAPERS.get(about['objective'], '2010.11929')}",
+            about["title"].lower().replace(" ", "-"),
+            *([f"arxiv:{number}"] if host == "https://arxiv.org/abs" else []),
         ],
     }
     if about["license"]:
@@ -72,9 +70,9 @@ def _use(about: Mapping[str, Any]) -> str:
         'model = vitmae.load("path/to/this/folder")',
         'vectors = model.encode(["photo.jpg"])           # one vector per image',
     ]
-    if about["what"] == "full" and about["objective"] == "MAE":
+    if about["what"] == "full" and about["published_as"] == "vit_mae":
         lines.append('picture = model.reconstruct("photo.jpg", mask=0.75)')
-    if about["what"] == "full" and about["objective"] == "Supervised":
+    if about["what"] == "full" and about["published_as"] == "vit_classifier":
         lines.append('classes = model.predict(["photo.jpg"])')
     return "\n".join(["```python", *lines, "```"])
 

@@ -8,6 +8,7 @@ A path wins over a name.
 """
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from vitmae.weights.saved import as_source, find_saved, from_checkpoint, read_sa
 from vitmae.weights.source import Source, unreadable
 
 
-def read_weights(source: str) -> Source:
+def read_weights(source: str, trust: Sequence[str] = ()) -> Source:
     """Read weights and translate their names; nothing is unpickled but tensors and plain types.
 
     Args:
         source: a path, a timm name or a hub repository, see above.
+        trust: classes that this project's own files may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: it is not there, cannot be fetched, is damaged or unsafe, or holds no vision transformer.
@@ -33,7 +35,7 @@ def read_weights(source: str) -> Source:
     if not Path(source).expanduser().exists() and timm.is_model(source.removeprefix("timm/")):
         return timm_format.download(source)
     path = local(source)
-    return _read_folder(path, source) if path.is_dir() else _read_file(path, source)
+    return _read_folder(path, source, trust) if path.is_dir() else _read_file(path, source, trust)
 
 
 def local(source: str) -> Path:
@@ -55,9 +57,9 @@ def local(source: str) -> Path:
     raise UserError(f"{source}: there is no such {kinds}" + (f": did you mean {near[0]}?" if near else ""))
 
 
-def _read_file(path: Path, name: str) -> Source:
+def _read_file(path: Path, name: str, trust: Sequence[str]) -> Source:
     content = read_file(path)
-    saved = from_checkpoint(content, path)
+    saved = from_checkpoint(content, path, trust)
     if saved is not None:
         return as_source(saved, name)
     source = fair.read(content, name) or google.read(content, name) or timm_format.read(content, name)
@@ -66,9 +68,9 @@ def _read_file(path: Path, name: str) -> Source:
     return source
 
 
-def _read_folder(folder: Path, name: str) -> Source:
+def _read_folder(folder: Path, name: str, trust: Sequence[str]) -> Source:
     if find_saved(folder) is not None:
-        return as_source(read_saved(folder), name)
+        return as_source(read_saved(folder, trust), name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no weights: a run directory, a bundle, or a folder with config.json is wanted")
     source = timm_format.read_folder(folder, name) if "architecture" in read_json(folder / "config.json") else None

@@ -4,10 +4,10 @@
     checkpoint      Lightning's file with `vitmae_config`, the settings of the run
     bundle          a folder with `model.safetensors` and `model.json`
 
-Building again calls what the settings name, so it is done for names of this project only.
+Building again calls what the settings name, so they are read only if they name what a file may (`vitmae.classes`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone
 from vitmae.centre_crop import kept_share
+from vitmae.classes import check_classes
 from vitmae.config import build, check_settings, locate
 from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
@@ -92,26 +93,30 @@ def home_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
-def read_saved(path: Path) -> Saved:
+def read_saved(path: Path, trust: Sequence[str] = ()) -> Saved:
     """Read a checkpoint, a run directory or a bundle.
 
+    Args:
+        path: of it.
+        trust: classes that its settings may build beside those of `vitmae.classes`.
+
     Raises:
-        UserError: there is none, it is damaged, not of this project, or from a newer version.
+        UserError: there is none, it is damaged, not of this project, from a newer version, or builds what it may not.
     """
     found = find_saved(path)
     if found is None:
         raise UserError(f"{path}: there is no checkpoint, run directory or bundle")
-    saved = _read_bundle(found) if found.is_dir() else from_checkpoint(read_file(found), found)
+    saved = _read_bundle(found, trust) if found.is_dir() else from_checkpoint(read_file(found), found, trust)
     if saved is None:
         raise UserError(f"{path} is no checkpoint of this project: start a run from it with backbone.weights={path}")
     return saved
 
 
-def from_checkpoint(content: Mapping[str, Any], path: Path) -> Saved | None:
+def from_checkpoint(content: Mapping[str, Any], path: Path, trust: Sequence[str] = ()) -> Saved | None:
     """A checkpoint from its content; None if it is not of this project.
 
     Raises:
-        UserError: it was written by a newer version.
+        UserError: it was written by a newer version, is damaged, or builds what it may not.
     """
     if not is_checkpoint(content):
         return None
@@ -121,20 +126,21 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> Saved | None:
     for name, file, key in (("metrics", "summary.json", "metrics"), ("git_commit", "environment.json", "git")):
         if (run / file).is_file() and (value := read_json(run / file).get(key)):
             facts.setdefault(name, value.get("commit") if key == "git" else value)
-    return _checked(Saved(path, content.get("state_dict", {}), present_names(content.get("vitmae_config")), facts))
+    settings = present_names(content.get("vitmae_config"))
+    return _checked(Saved(path, content.get("state_dict", {}), settings, facts), trust)
 
 
-def _read_bundle(folder: Path) -> Saved:
+def _read_bundle(folder: Path, trust: Sequence[str]) -> Saved:
     about = read_json(folder / "model.json")
     if "vitmae_format" not in about:
         raise UserError(f"{folder}/model.json is not that of a bundle of this project")
     refuse_newer(about["vitmae_format"], folder)
     state = read_file(folder / "model.safetensors")
     facts = {key: value for key, value in about.items() if key != "config"}
-    return _checked(Saved(folder, state, present_names(about.get("config")), facts))
+    return _checked(Saved(folder, state, present_names(about.get("config")), facts), trust)
 
 
-def _checked(saved: Saved) -> Saved:
+def _checked(saved: Saved, trust: Sequence[str]) -> Saved:
     """Say of what cannot be built again what is wrong with it, while it is known where it lies."""
     settings = saved.settings if isinstance(saved.settings, Mapping) else {}
     nodes = {part: settings.get(part) for part in ("model", "backbone")}
@@ -142,8 +148,9 @@ def _checked(saved: Saved) -> Saved:
         raise UserError(f"{saved.path} is damaged: the settings of its model or backbone are missing; get it again")
     if not {"mean", "std"} <= saved.state.keys():
         raise UserError(f"{saved.path} is damaged: its weights are missing; get it again")
+    check_classes(nodes, saved.path, trust)
     try:
-        check_settings({part: _trusted(node) for part, node in nodes.items() if node})
+        check_settings(nodes)
     except UserError as error:
         raise UserError(f"{saved.path}: {error}") from error
     return saved
@@ -151,9 +158,10 @@ def _checked(saved: Saved) -> Saved:
 
 def as_source(saved: Saved, name: str) -> Source:
     """Weights to load into another model; what was measured of the data (mean, deviation, baselines) stays behind."""
-    state = {key: tensor for key, tensor in saved.state.items() if "." in key or key == "mask_token"}
     with torch.device("meta"):
-        grid_size = build_backbone(saved.settings).grid_size
+        objective = build_objective(saved)
+    measured = {name for name, _ in objective.named_buffers() if "." not in name}
+    state = {name: tensor for name, tensor in saved.state.items() if name not in measured}
     ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
     notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
     return Source(
@@ -161,10 +169,10 @@ def as_source(saved: Saved, name: str) -> Source:
         f"this project's {saved.objective}",
         state,
         {key: key for key in state},
-        grid_size=grid_size,
+        grid_size=objective.backbone.grid_size,
         license=saved.facts.get("license"),
         notes=notes,
-        settings=saved.settings,
+        objective=saved.settings["model"]["_target_"],
     )
 
 
@@ -172,9 +180,9 @@ def build_backbone(settings: Mapping[str, Any]) -> Backbone:
     """The backbone of a run's settings, with fresh weights.
 
     Raises:
-        UserError: see `_trusted`, and what the backbone itself refuses.
+        UserError: what the backbone itself refuses.
     """
-    backbone: Backbone = build(_trusted(settings["backbone"]))
+    backbone: Backbone = build(settings["backbone"])
     return backbone
 
 
@@ -182,13 +190,22 @@ def build_objective(saved: Saved) -> Any:
     """The objective of a run's settings, with fresh weights and the data's own mean and deviation.
 
     Raises:
-        UserError: see `_trusted`, and what the objective itself refuses.
+        UserError: what the objective itself refuses.
     """
-    node = _trusted(saved.settings["model"])
+    node = dict(saved.settings["model"])
     if "num_classes" in node:
-        node["num_classes"] = len(saved.state["head.bias"]) if saved.is_full else 1
+        node["num_classes"] = _num_classes(saved, node["num_classes"])
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     return build(node, backbone=build_backbone(saved.settings), mean=mean, std=std)
+
+
+def _num_classes(saved: Saved, configured: int | None) -> int:
+    """As many as the head has rows, else as configured or as there are names; without a head any number will do."""
+    if not saved.is_full:
+        return 1
+    if "head.bias" in saved.state:
+        return len(saved.state["head.bias"])
+    return configured or len(saved.facts.get("class_names") or [None])
 
 
 def rebuild(saved: Saved) -> Any:
@@ -206,27 +223,3 @@ def rebuild(saved: Saved) -> Any:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{saved.path}: its weights are not those of its settings ({reason})") from error
     return objective.eval()
-
-
-def _trusted(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of saved settings.
-
-    Building calls what a node names, and a file from elsewhere may name anything.
-
-    Raises:
-        UserError: it names something outside of this project.
-    """
-    foreign = [target for target in _targets(node) if not str(target).startswith("vitmae.")]
-    if foreign:
-        raise UserError(f"the saved settings build {foreign[0]}, which is not of this project: refused")
-    return dict(node)
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    if isinstance(node, Mapping):
-        yield from (value for key, value in node.items() if key == "_target_")
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)

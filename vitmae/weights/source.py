@@ -6,11 +6,12 @@ This project's names are those of the modules: `backbone.vit.` and timm's names,
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor
 
+from vitmae.config import locate
 from vitmae.errors import UserError, first_line
 from vitmae.tokens.patches import Size
 
@@ -36,7 +37,7 @@ class Source:
         grid_size: (grid_h, grid_w) that the positions were made for; None: not said, a square then.
         license: of the weights, as an SPDX name in small letters; None: not said.
         notes: what else a user should know, one line each.
-        settings: of the run that made them, where it was this project's; empty elsewhere.
+        objective: the full name of the class that was trained, where it was this project's; None elsewhere.
     """
 
     name: str
@@ -47,15 +48,15 @@ class Source:
     grid_size: Size | None = None
     license: str | None = None
     notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    objective: str | None = None
 
     @property
-    def objective(self) -> str | None:
-        """The class here of what was trained there, as far as its head and decoder tell."""
-        if self.settings:
-            return str(self.settings["model"]["_target_"]).rpartition(".")[2]
-        heads = {"decoder.pred.weight": "MAE", "head.weight": "Supervised"}
-        return next((objective for name, objective in heads.items() if name in self.state), None)
+    def published_as(self) -> str | None:
+        """The public architecture that all of it belongs to: as the class says, or as head and decoder tell."""
+        if self.objective is not None:
+            return cast(Any, locate(self.objective)).published_as
+        heads = {"decoder.pred.weight": "vit_mae", "head.weight": "vit_classifier"}
+        return next((layout for name, layout in heads.items() if name in self.state), None)
 
 
 def translate(

@@ -62,7 +62,10 @@ def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
         "vitmae_format": FORMAT,
         "what": what,
         "objective": saved.objective,
-        "target": _target(objective, saved.objective),
+        "title": objective.title,
+        "paper": objective.paper,
+        "published_as": objective.published_as,
+        "target": objective.predicts,
         "architecture": architecture,
         "mean": objective.mean.flatten().tolist(),
         "std": objective.std.flatten().tolist(),
@@ -74,9 +77,3 @@ def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
         "git_commit": saved.facts.get("git_commit"),
         "config": saved.settings,
     }
-
-
-def _target(objective: Any, kind: str) -> str:
-    if kind == "MAE":
-        return "patches standardised by their own mean and variance" if objective.norm_pix_loss else "normalised pixels"
-    return f"{objective.target_kind} of corrupted patches" if kind == "MaskedPatch" else "classes"

@@ -77,11 +77,11 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     Raises:
         UserError: the MAE authors' code has no such model.
     """
-    backbone, kind = objective.backbone, saved.objective
+    backbone, architecture = objective.backbone, objective.published_as
     require_plain_vit(backbone, "fair")
-    if kind == "MaskedPatch":
-        require_encoder_only(kind, what, "fair")
-    if kind == "Supervised" and what == "full" and objective.pool == "map":
+    if architecture is None:
+        require_encoder_only(saved.objective, what, "fair")
+    if architecture == "vit_classifier" and what == "full" and objective.pool == "map":
         raise cannot_hold("fair", "its classifiers read CLS or the average, and this one pools by attention")
     if backbone.grid_size[0] != backbone.grid_size[1] or backbone.patch_size[0] != backbone.patch_size[1]:
         raise cannot_hold("fair", "its files do not say their grid, which is taken for a square")
@@ -90,5 +90,5 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     content: dict[str, Any] = {"model": tensors}
     if saved.facts.get("license"):
         content["license"] = saved.facts["license"]
-    name = {"MAE": "mae", "Supervised": "finetune"}[kind] if what == "full" else "encoder"
+    name = {"vit_mae": "mae", "vit_classifier": "finetune"}[architecture] if what == "full" else "encoder"
     torch.save(content, folder / f"{name}.pth")

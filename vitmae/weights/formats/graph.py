@@ -3,9 +3,11 @@
 Normalisation is inside: images go in as float32 in [0, 1].
 
     encoder               images (B, C, H, W) -> latent (B, prefix + N, D)
-    full, a classifier    images -> logits (B, K)
-    full, an MAE          images, noise (B, N) -> prediction (B, N, P), mask (B, N), True where hidden: the patches of
+    full, vit_classifier  images -> logits (B, K)
+    full, vit_mae         images, noise (B, N) -> prediction (B, N, P), mask (B, N), True where hidden: the patches of
                           least noise are visible, as many as the mask ratio of the training leaves
+
+`full` asks what the objective is published as (`Objective.published_as`).
 """
 
 from pathlib import Path
@@ -75,7 +77,7 @@ def write_onnx(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("format=onnx needs more packages: pip install 'vitmae[onnx]'") from error
-    program, inputs, outputs = _program(objective, saved.objective, what, "onnx")
+    program, inputs, outputs = _program(objective, saved, what, "onnx")
     onnx_program: Any = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     onnx_program.save(folder / "model.onnx", external_data=False)
 
@@ -88,23 +90,23 @@ def write_torch_export(objective: Any, saved: Saved, what: str, folder: Path) ->
     Raises:
         UserError: what is asked for cannot be one graph.
     """
-    program, _, _ = _program(objective, saved.objective, what, "torch_export")
+    program, _, _ = _program(objective, saved, what, "torch_export")
     torch.export.save(program, folder / "model.pt2")
 
 
-def _program(objective: Any, kind: str, what: str, layout: str) -> tuple[Any, list[str], list[str]]:
+def _program(objective: Any, saved: Saved, what: str, layout: str) -> tuple[Any, list[str], list[str]]:
     """The exported program, the names of its inputs and of its outputs."""
     backbone = objective.backbone
     images = torch.rand(2, backbone.in_chans, *backbone.img_size)
     if what == "encoder":
         module, inputs, outputs = EncoderGraph(objective), {"images": images}, ["latent"]
-    elif kind == "Supervised":
+    elif objective.published_as == "vit_classifier":
         module, inputs, outputs = ClassifierGraph(objective), {"images": images}, ["logits"]
-    elif kind == "MAE":
+    elif objective.published_as == "vit_mae":
         inputs = {"images": images, "noise": torch.rand(2, backbone.num_patches)}
         module, outputs = ReconstructionGraph(objective), ["prediction", "mask"]
     else:
-        require_encoder_only(kind, what, layout)
+        require_encoder_only(saved.objective, what, layout)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         program = torch.export.export(

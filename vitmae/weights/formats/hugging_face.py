@@ -190,6 +190,7 @@ def _card_license(folder: Path) -> str | None:
 
 _BLOCKS = re.compile(r"^(backbone\.vit|decoder)\.blocks\.(\d+)\.(.+)$")
 _BICUBIC = 3  # in Pillow's counting
+_ARCHITECTURES = {"vit_mae": "ViTMAEForPreTraining", "vit_classifier": "ViTForImageClassification"}
 
 
 def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
@@ -204,14 +205,12 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     Raises:
         UserError: the library has no such model.
     """
-    backbone, kind = objective.backbone, saved.objective
+    backbone = objective.backbone
     require_plain_vit(backbone, "hf")
-    architecture = {"MAE": "ViTMAEForPreTraining", "Supervised": "ViTForImageClassification"}.get(kind, "ViTModel")
-    if what == "encoder":
-        architecture = "ViTModel"
-    elif architecture == "ViTModel":
-        require_encoder_only(kind, what, "hf")
-    pool = getattr(objective, "pool", "cls")
+    if objective.published_as is None:
+        require_encoder_only(saved.objective, what, "hf")
+    architecture = _ARCHITECTURES[objective.published_as] if what == "full" else "ViTModel"
+    pool = objective.pool if objective.published_as == "vit_classifier" else "cls"
     if pool == "avg" or (pool == "map" and what == "full"):
         raise cannot_hold(
             "hf",

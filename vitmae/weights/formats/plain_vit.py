@@ -45,6 +45,11 @@ def require_plain_vit(backbone: Any, layout: str) -> None:
 def require_encoder_only(objective: str, what: str, layout: str) -> None:
     """Refuse the decoder or head of an objective that the format does not know.
 
+    Args:
+        objective: the name of its class, for the message.
+        what: full or encoder.
+        layout: the format's name, for the message.
+
     Raises:
         UserError: the whole model is asked for.
     """

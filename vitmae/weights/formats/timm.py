@@ -110,7 +110,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         UserError: timm has no such model.
     """
     backbone = objective.backbone
-    is_classifier = saved.objective == "Supervised"
+    is_classifier = objective.published_as == "vit_classifier"
     if not is_classifier:
         require_encoder_only(saved.objective, what, "timm")
     pool = "token" if backbone.has_cls else ""

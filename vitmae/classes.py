@@ -1,0 +1,78 @@
+"""Which classes a file may build: a checkpoint, a bundle, a run's config.yaml.
+
+Building settings calls what their `_target_` names, and a file may come from anybody. So each place where a node may
+stand has a list of classes, by their exact names, and everything else in a file is data. A user names further classes
+with `trust=[my_package.MyObjective]`. What a command line itself names is the user's own and is not looked at here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitmae.errors import UserError
+
+LISTED: dict[str, tuple[str, ...]] = {
+    "model": (
+        "vitmae.models.mae.MAE",
+        "vitmae.models.masked_patch.MaskedPatch",
+        "vitmae.models.supervised.Supervised",
+    ),
+    "model.optimizer": ("vitmae.recipe.Recipe",),
+    "backbone": ("vitmae.backbones.timm_vit.TimmViT",),
+    "data": ("vitmae.data.datamodule.ImageData",),
+    "data.source": (
+        "vitmae.data.sources.cifar.CIFAR",
+        "vitmae.data.sources.digits.Digits",
+        "vitmae.data.sources.folder.Folder",
+        "vitmae.data.sources.parquet.Parquet",
+        "vitmae.data.sources.shapes.Shapes",
+    ),
+    "trainer": ("lightning.Trainer",),
+    "logger.*": (
+        "vitmae.training.loggers.MetricsFile",
+        "vitmae.training.loggers.tensorboard",
+        "vitmae.training.wandb_logger.Wandb",
+    ),
+    "probe": ("vitmae.training.online.OnlineProbe",),
+    "panel": ("vitmae.training.online.Panels",),
+}
+"""Place in the settings -> what may stand there; `*` is any one key."""
+
+
+def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] = ()) -> None:
+    """Refuse settings of a file that would call anything but listed classes; nothing is imported or built here.
+
+    Args:
+        settings: plain values, or a part of them under its name: {"model": …, "backbone": …}.
+        file: where they were read, for the message.
+        trust: full names of further classes, which may then stand anywhere.
+
+    Raises:
+        UserError: naming the first class that is not listed for its place, or a value that is no plain data.
+    """
+    for place, key, value in _walk(settings):
+        name = f"{place}.{key}" if place else key
+        if key == "_target_":
+            if value not in LISTED.get(_slot(place), ()) and value not in trust:
+                raise UserError(
+                    f"{file}: {place or 'its top'} builds {value}, which a file may not do there: refused; "
+                    f"if you know it and trust this file, add trust=[{value}]"
+                )
+        elif key == "_partial_":
+            raise UserError(f"{file}: {name} is nothing that a run saves: refused; get the file from its source again")
+        elif isinstance(value, str) and "${" in value:  # OmegaConf could make a node of it after this check
+            raise UserError(f"{file}: {name}={value} is no plain value: refused; replace it by what it stands for")
+
+
+def _walk(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Every value with its key and the place of the mapping or list that holds it."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node)
+    for key, value in pairs:
+        yield place, str(key), value
+        if isinstance(value, (Mapping, list, tuple)):
+            yield from _walk(value, f"{place}.{key}" if place else str(key))
+
+
+def _slot(place: str) -> str:
+    parent, _, _ = place.partition(".")
+    return "logger.*" if parent == "logger" and place.count(".") == 1 else place
