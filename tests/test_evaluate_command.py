@@ -10,6 +10,7 @@ from tests.command_line import run_command
 from tests.data.builders import write_classes
 from tests.evaluation.parts import digits_run
 from vitmae import evaluate
+from vitmae.weights import saved
 
 
 @pytest.fixture
@@ -138,3 +139,19 @@ def test_settings_are_shown_before_anything_heavy_is_imported():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_checkpoint_is_read_once(place, capsys, monkeypatch):
+    read, paths = saved.read_file, []
+    monkeypatch.setattr(saved, "read_file", lambda path: paths.append(path) or read(path))
+    words = ["probe=knn", "knn.ks=[1]", "encoder=both", "data.img_size=16", "out=a.json"]
+    assert run_command(evaluate.main, "ckpt=last", *words, capsys=capsys).code == 0
+    assert [path.name for path in paths] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_was_written_again_is_read_again(place, capsys):
+    for seed in (3, 4):
+        digits_run(place / "runs" / "mae", seed=seed)
+        run_command(evaluate.main, "ckpt=last", "probe=collapse", f"out={seed}.json", capsys=capsys)
+    first, second = (json.loads((place / f"{seed}.json").read_text())["scores"] for seed in (3, 4))
+    assert first != second

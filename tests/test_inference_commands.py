@@ -151,8 +151,8 @@ def test_a_folder_is_reconstructed(place, capsys):
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.5", "passes=2"], "exclude each other"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=stripes"], "mask=stripes"),
         (reconstruct.main, ["ckpt=last", "images=photos", "mask=0.99"], "mask=0.99 leaves no visible patch"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "mask=nan"], "mask=nan: a ratio between 0 and 1"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "mask=-1"], "mask=-1: a ratio between 0 and 1"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=nan"], "mask=nan: must be a ratio between 0 and 1"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "mask=-1"], "mask=-1: must be a ratio between 0 and 1"),
         (
             reconstruct.main,
             ["ckpt=last", "images=photos", "mask=note.txt"],

@@ -1,4 +1,4 @@
-"""Embed a folder: `python -m vitmae.embed ckpt=last images=photos/ out=features.parquet`; a killed run goes on."""
+"""Embed a folder: `python -m vitmae.embed ckpt=last images=photos/ out=features.parquet`; a killed run is resumed."""
 
 import logging
 import sys
@@ -20,6 +20,7 @@ def embed(
     batch_size: int = 64,
     num_workers: int | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     runs: str = "runs",
     trust: Sequence[str] = (),
@@ -34,6 +35,7 @@ def embed(
         batch_size: images at once.
         num_workers: processes that decode.
         on_error: what to do with an image that cannot be read.
+        precision: what the model computes in, see `vitmae.trained.model.Model`.
         device: where the model runs.
         runs: where ``ckpt=last`` looks.
         trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
@@ -51,8 +53,8 @@ def embed(
     from vitmae.trained.images import FolderImages
     from vitmae.trained.model import find_model, open_model
 
-    model = open_model(find_model(ckpt, runs), device, trust)
-    folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
+    model = open_model(find_model(ckpt, runs), device, precision, trust)
+    folder = FolderImages(images, model.preprocess, skip_unreadable=on_error == "skip")
     done = embed_folder(model, folder, table, pooling=pooling, batch_size=batch_size, num_workers=num_workers)
     for line in done.unreadable:
         _log.warning("left out: %s", line)

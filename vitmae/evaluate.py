@@ -70,24 +70,23 @@ def evaluate(
     if out is not None and Path(out).suffix != ".json":
         raise UserError(f"out={out}: a .json file is wanted; Markdown and CSV are written beside it")
 
-    import torch
-
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
     from vitmae.evaluation import scores as scoring
-    from vitmae.evaluation.choice import choose_probes, choose_split, read_for
-    from vitmae.evaluation.feature_store import Encoder, FeatureStore
-    from vitmae.evaluation.probe_data import VAL_FRACTION, Sets
+    from vitmae.evaluation.choice import choose_probes, choose_split, require_same_channels
+    from vitmae.evaluation.data_settings import read_once
+    from vitmae.evaluation.feature_store import FeatureStore
+    from vitmae.evaluation.probe_data import VAL_FRACTION, ProbeData
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
     from vitmae.runs.exit import short
-    from vitmae.runs.preflight import resolve_precision
     from vitmae.tables import as_text
     from vitmae.trained.device import find_device
-    from vitmae.trained.model import find_model
+    from vitmae.trained.model import Model, find_model
     from vitmae.weights.saved import home_of
 
     place = find_device(device)
-    saved = read_for(data, find_model(ckpt, runs), trust)
+    saved = read_once(find_model(ckpt, runs), trust)
+    require_same_channels(saved, data)
     data.prepare()
     scored = choose_split(data, split)
     probes = {
@@ -101,7 +100,6 @@ def evaluate(
         "classifier": Classifier(),
     }
     names = choose_probes(probe, data, saved, most_logistic=logistic.max_images, encoder=encoder)
-    autocast = torch.bfloat16 if "bf16" in str(resolve_precision(precision, place.type)) else None
     root = Path(features).expanduser() if features else cache_dir() / "features"
     path = (
         Path(out).expanduser()
@@ -125,15 +123,15 @@ def evaluate(
     )
     found: list[scoring.Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
-        frozen = Encoder(saved, img_size=data.img_size, untrained=which == "untrained", autocast=autocast, device=place)
-        store = FeatureStore(frozen, data, root, limit=limit, token_images=token_images)
+        model = Model(saved, place, precision, img_size=data.img_size, untrained=which == "untrained")
+        store = FeatureStore(model, data, root, limit=limit, token_images=token_images)
         if {"attentive", "dense"} & set(names):
             for part in ("train", "val", scored):  # first, so that one pass may serve the other probes too
                 store(part, patches=True)
-        sets = Sets(frozen, store, data, scored, seed)
+        probe_data = ProbeData(model, store, data, scored, seed)
         for name in names:
             if not (which == "untrained" and name == "classifier"):
-                found += probes[name].run(sets)
+                found += probes[name].run(probe_data)
     about = {
         "checkpoint": str(saved.path.resolve()),
         "objective": saved.objective,
@@ -142,7 +140,7 @@ def evaluate(
         "images": images,
         "limit": limit,
         "img_size": list(data.img_size),
-        "precision": "bf16-mixed" if autocast else "32-true",
+        "precision": model.precision,
         "command": sys.argv[1:],
     }
     written = scoring.write(path, found, about)
@@ -162,11 +160,14 @@ def fill_in_data(arguments: list[str]) -> list[str]:
         return arguments
     if {"-m", "--multirun"} & set(flags):
         raise UserError("evaluate looks at one checkpoint and cannot sweep with -m: run it once for each")
-    from vitmae.evaluation.data_settings import of_choice, of_run  # heavy: --cfg job answers without it
+    from vitmae.evaluation.data_settings import of_choice, of_run, read_once  # heavy: --cfg job answers without it
+    from vitmae.trained.model import find_model
 
     choice = given.get("data")
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
-    settings = of_run(given["ckpt"].strip("'\""), given.get("runs", "runs"), trusted_names(overrides))
+    trust = trusted_names(overrides)
+    saved = read_once(find_model(given["ckpt"].strip("'\""), given.get("runs", "runs")), trust)
+    settings = of_run(saved, trust)
     node.data = settings if choice is None else of_choice(choice, settings)
     store_node("evaluation", node)
     return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]

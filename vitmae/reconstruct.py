@@ -23,26 +23,21 @@ def reconstruct(
     num_workers: int | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     seed: int = 0,
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     runs: str = "runs",
     trust: Sequence[str] = (),
 ) -> None:
     """Hide a part of each image, predict it, and write how well that went.
 
-    Args:
-        ckpt: see `vitmae.trained.model.find_model`.
-        images: see `vitmae.trained.images.FolderImages`.
+    ckpt, images, batch_size, num_workers, on_error, precision, device, runs and trust are those of
+    `vitmae.embed.embed`; the checkpoint's objective must be one that reconstructs. The others:
+
         out: a folder to be made.
-        mask: see `vitmae.trained.reconstruct_folder.read_mask`.
+        mask: see `vitmae.trained.masks.read_mask`.
         passes: how many masks hide each patch once, instead of `mask`.
         panels: how many pictures to draw; None: of all images.
-        batch_size: images at once.
-        num_workers: processes that decode.
-        on_error: what to do with an image that cannot be read.
         seed: of masks that are drawn.
-        device: where the model runs.
-        runs: where ``ckpt=last`` looks.
-        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.reconstruct_folder.reconstruct_folder`.
@@ -53,18 +48,19 @@ def reconstruct(
     require_at_least(0, panels=panels, num_workers=num_workers)
 
     from vitmae.trained.images import FolderImages
+    from vitmae.trained.masks import read_mask
     from vitmae.trained.model import find_model, open_model
-    from vitmae.trained.reconstruct_folder import read_mask, reconstruct_folder
+    from vitmae.trained.reconstruct_folder import reconstruct_folder
 
-    model = open_model(find_model(ckpt, runs), device, trust)
+    model = open_model(find_model(ckpt, runs), device, precision, trust)
     model.require_decoder()
-    folder = FolderImages(images, model.see, skip_unreadable=on_error == "skip")
+    folder = FolderImages(images, model.preprocess, skip_unreadable=on_error == "skip")
     place = Path(out).expanduser()
     done = reconstruct_folder(
         model,
         folder,
         place,
-        mask=read_mask(mask, model),
+        mask=read_mask(mask, model.preprocess, model.grid_size),
         passes=passes,
         panels=panels,
         batch_size=batch_size,

@@ -78,7 +78,7 @@ def _train(
     backbone = build(settings["backbone"])
     model = _with_classes(settings["model"], data.num_classes)
     objective = build(model, backbone=backbone, mean=data.mean, std=data.std)
-    facts = {"class_names": data.class_names and list(data.class_names)}
+    facts = {"class_names": data.class_names and list(data.class_names), "crop_pct": data.val_crop_pct}
     if ckpt is None:
         facts |= _load_weights(objective, settings)
     if settings["compile"]:

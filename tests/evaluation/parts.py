@@ -4,8 +4,9 @@ import torch
 
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
-from vitmae.evaluation.feature_store import Encoder, FeatureStore
-from vitmae.evaluation.probe_data import Sets
+from vitmae.evaluation.feature_store import FeatureStore
+from vitmae.evaluation.probe_data import ProbeData
+from vitmae.trained.model import Model
 from vitmae.weights.saved import read_saved
 
 DIGITS = {"img_size": [8, 8], "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -27,10 +28,10 @@ DATA = {
 }
 
 
-def digits_run(folder, kind="mae", classes="0123456789", **model):
+def digits_run(folder, kind="mae", classes="0123456789", seed=0, **model):
     """A run directory with one checkpoint."""
     config = settings(kind, DIGITS, **model) | {"data": DATA, "seed": 3}
-    made = build(kind, DIGITS, **model)
+    made = build(kind, DIGITS, seed=seed, **model)
     save_checkpoint(folder / "checkpoints" / "last.ckpt", made, config, class_names=list(classes))
     return folder
 
@@ -41,8 +42,8 @@ def digits_data(**changed):
     return data
 
 
-def sets_of(folder, root, *, scored="test", limit=None, data=None, token_images=None, **encoder):
-    saved = read_saved(folder)
+def probe_data(folder, root, *, scored="test", limit=None, data=None, token_images=None, **model):
     data = data or digits_data()
-    made = Encoder(saved, device=torch.device("cpu"), **encoder)
-    return Sets(made, FeatureStore(made, data, root, limit=limit, token_images=token_images), data, scored, seed=0)
+    made = Model(read_saved(folder), torch.device("cpu"), **{"precision": "32-true"} | model)
+    store = FeatureStore(made, data, root, limit=limit, token_images=token_images)
+    return ProbeData(made, store, data, scored, seed=0)

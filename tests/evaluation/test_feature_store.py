@@ -2,12 +2,12 @@ import pytest
 import torch
 
 import vitmae
-from tests.evaluation.parts import digits_data, digits_run, sets_of
+from tests.evaluation.parts import digits_data, digits_run, probe_data
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.errors import UserError
 from vitmae.evaluation.data_settings import of_run
-from vitmae.evaluation.feature_store import Encoder
+from vitmae.trained.model import Model
 from vitmae.weights.saved import build_objective, read_saved
 
 
@@ -18,26 +18,26 @@ def run(tmp_path):
 
 def test_features_are_those_of_the_whole_image_with_nothing_hidden(run, tmp_path):
     data = digits_data()
-    features = sets_of(run, tmp_path / "cache", data=data).store("test")
+    features = probe_data(run, tmp_path / "cache", data=data).store("test")
     images = torch.cat([batch.images for batch in data.evaluation_dataloader("test")])
-    encoded = vitmae.load(run, device="cpu").encode_batch(images, "avg")
+    encoded = vitmae.load(run, "cpu", "32-true").encode_batch(images, "avg")
     torch.testing.assert_close(features.pooled["avg"], encoded, rtol=0, atol=1e-6)
 
 
 def test_a_set_is_encoded_once(run, tmp_path, monkeypatch):
-    first = sets_of(run, tmp_path / "cache").store("val")
-    monkeypatch.setattr(Encoder, "encode", lambda *given: pytest.fail("encoded again"))
-    again = sets_of(run, tmp_path / "cache").store("val")
+    first = probe_data(run, tmp_path / "cache").store("val")
+    monkeypatch.setattr(Model, "features", lambda *given: pytest.fail("encoded again"))
+    again = probe_data(run, tmp_path / "cache").store("val")
     assert torch.equal(first.pooled["cls"], again.pooled["cls"])
 
 
 def test_pooled_features_come_with_the_patch_tokens_where_those_are_made(run, tmp_path, monkeypatch):
-    store = sets_of(run, tmp_path / "cache", token_images=1000).store  # more than there are: it is all of them
+    store = probe_data(run, tmp_path / "cache", token_images=1000).store  # more than there are: it is all of them
     tokens = store("val", patches=True)
     assert len(tokens) == 288
     assert tokens.patches.shape[1:] == (16, 16)
-    other = sets_of(run, tmp_path / "cache", token_images=None).store
-    monkeypatch.setattr(Encoder, "encode", lambda *given: pytest.fail("encoded again"))
+    other = probe_data(run, tmp_path / "cache", token_images=None).store
+    monkeypatch.setattr(Model, "features", lambda *given: pytest.fail("encoded again"))
     pooled = other("val")
     assert pooled.patches is None
     assert torch.equal(pooled.pooled["avg"], tokens.pooled["avg"])
@@ -50,27 +50,27 @@ def test_pooled_features_come_with_the_patch_tokens_where_those_are_made(run, tm
         {"data": {"seed": 1}},
         {"limit": 20},
         {"untrained": True},
-        {"autocast": torch.bfloat16},
+        {"precision": "bf16-mixed"},
         {"img_size": (12, 12), "data": {"img_size": [12, 12]}},
     ],
 )
 def test_other_features_are_not_taken_for_these(run, tmp_path, changed):
-    sets_of(run, tmp_path / "cache").store("train")
+    probe_data(run, tmp_path / "cache").store("train")
     made = changed | ({"data": digits_data(**changed["data"])} if "data" in changed else {})
-    sets_of(run, tmp_path / "cache", **made).store("train")
+    probe_data(run, tmp_path / "cache", **made).store("train")
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_fewer_patch_tokens_than_images_are_kept_on_request(run, tmp_path):
-    store = sets_of(run, tmp_path / "cache", token_images=30).store
+    store = probe_data(run, tmp_path / "cache", token_images=30).store
     assert len(store("test", patches=True)) == 30
     assert len(store("test")) == 360
 
 
 def test_an_untrained_encoder_has_the_fresh_weights_of_the_runs_seed(run):
     saved = read_saved(run)
-    made = [Encoder(saved, untrained=True, device=torch.device("cpu")) for _ in range(2)]
-    trained = Encoder(saved, device=torch.device("cpu"))
+    made = [Model(saved, torch.device("cpu"), untrained=True) for _ in range(2)]
+    trained = Model(saved, torch.device("cpu"))
     weights = [encoder.backbone.state_dict()["vit.blocks.0.attn.qkv.weight"] for encoder in (*made, trained)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -81,14 +81,14 @@ def test_an_untrained_encoder_has_the_fresh_weights_of_the_runs_seed(run):
 
 def test_building_an_untrained_encoder_leaves_torchs_generator_alone(run):
     before = torch.get_rng_state()
-    Encoder(read_saved(run), untrained=True, device=torch.device("cpu"))
+    Model(read_saved(run), torch.device("cpu"), untrained=True)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, caplog):
     saved = read_saved(run)
     with caplog.at_level("INFO"):
-        larger = Encoder(saved, img_size=(12, 16), device=torch.device("cpu"))
+        larger = Model(saved, torch.device("cpu"), img_size=(12, 16))
     assert "trained at 8 x 8, seen at 12 x 16" in caplog.text
     assert larger.backbone.grid_size == (6, 8)
     ours, theirs = larger.objective.state_dict(), saved.state
@@ -102,7 +102,7 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
 @pytest.mark.parametrize("limits", [{"limit": 0}, {"token_images": 0}])
 def test_a_limit_that_leaves_nothing_is_refused(run, tmp_path, limits):
     with pytest.raises(UserError, match="at least one image"):
-        sets_of(run, tmp_path, **limits)
+        probe_data(run, tmp_path, **limits)
 
 
 def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):
@@ -120,14 +120,14 @@ def test_the_images_of_a_run_are_seen_as_in_its_own_validation(tmp_path):
     made = build("mae", backbone)
     save_checkpoint(tmp_path / "checkpoints" / "last.ckpt", made, settings("mae", backbone) | {"data": data, "seed": 0})
     images = []
-    for node in (data, of_run(str(tmp_path), "runs")):
+    for node in (data, of_run(read_saved(tmp_path))):
         prepared = build_node(node)
         prepared.prepare()
         images.append(next(iter(prepared.evaluation_dataloader("val"))).images)
     assert torch.equal(*images)
 
 
-@pytest.mark.parametrize(("autocast", "fused"), [(None, True), (torch.bfloat16, False)])
-def test_features_are_made_by_the_attention_that_is_fast_here(run, autocast, fused):
-    made = Encoder(read_saved(run), autocast=autocast, device=torch.device("cpu"))
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False)])
+def test_features_are_made_by_the_attention_that_is_fast_here(run, precision, fused):
+    made = Model(read_saved(run), torch.device("cpu"), precision)
     assert {part.fused_attn for part in made.backbone.modules() if hasattr(part, "fused_attn")} == {fused}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.evaluation.parts import digits_data, digits_run, sets_of
+from tests.evaluation.parts import digits_data, digits_run, probe_data
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.errors import UserError
@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("probe", ALL, ids=lambda probe: type(probe).__name__)
 @pytest.mark.parametrize("scored", ["test", "val"])
 def test_a_probe_scores_every_image_of_its_split_and_says_how_sure_it_is(run, cache, probe, scored):
-    scores = probe.run(sets_of(run, cache, scored=scored))
+    scores = probe.run(probe_data(run, cache, scored=scored))
     assert {score.pooling for score in scores} in ({"cls", "avg"}, {"patches"})
     for score in scores:
         assert score.num_images == {"test": 360, "val": 288}[scored]
@@ -49,32 +49,32 @@ def test_a_probe_scores_every_image_of_its_split_and_says_how_sure_it_is(run, ca
 
 @pytest.mark.parametrize("probe", ALL, ids=lambda probe: type(probe).__name__)
 def test_what_is_chosen_does_not_depend_on_the_test_labels(run, cache, probe):
-    sets = sets_of(run, cache)
-    honest = probe.run(sets)
-    train, val, test = sets.features(patches=True)
+    data = probe_data(run, cache)
+    honest = probe.run(data)
+    train, val, test = data.features(patches=True)
     shuffled = Features(test.pooled, test.labels[torch.randperm(len(test))], test.patches, test.grid_size)
-    sets.features = lambda patches=False: (train, val, shuffled)
-    cheated = probe.run(sets)
+    data.features = lambda patches=False: (train, val, shuffled)
+    cheated = probe.run(data)
     assert [score.setting for score in cheated] == [score.setting for score in honest]
     assert [score.is_chosen for score in cheated] == [score.is_chosen for score in honest]
     assert [score.value for score in cheated] != [score.value for score in honest]
 
 
 def test_validation_images_are_scored_without_a_look_at_the_test_split(run, cache, monkeypatch):
-    sets = sets_of(run, cache, scored="val")
+    data = probe_data(run, cache, scored="val")
     asked = []
-    store = sets.store
-    monkeypatch.setattr(sets, "store", lambda split, patches=False: asked.append(split) or store(split, patches))
-    train, val, scored = sets.features()
+    store = data.store
+    monkeypatch.setattr(data, "store", lambda split, patches=False: asked.append(split) or store(split, patches))
+    train, val, scored = data.features()
     assert set(asked) == {"train", "val"}
     assert (len(train) + len(val), len(scored)) == (len(store("train")), 288)
     assert len(val) == pytest.approx(0.1 * len(store("train")), abs=5)
 
 
 def test_knn_marks_the_k_that_the_validation_images_prefer(run, cache):
-    sets = sets_of(run, cache)
-    train, val, _ = sets.features()
-    scores = [score for score in KNN(ks=[1, 5, 100]).run(sets) if score.pooling == "avg"]
+    data = probe_data(run, cache)
+    train, val, _ = data.features()
+    scores = [score for score in KNN(ks=[1, 5, 100]).run(data) if score.pooling == "avg"]
     unit = [torch.nn.functional.normalize(part.pooled["avg"]).numpy() for part in (train, val)]
     accuracies = {}
     for k in (1, 5, 100):
@@ -86,34 +86,34 @@ def test_knn_marks_the_k_that_the_validation_images_prefer(run, cache):
 def test_fewshot_leaves_out_what_the_smallest_class_does_not_have_and_says_so(run, cache, caplog):
     data = digits_data(train_fraction=0.06)
     with caplog.at_level("INFO"):
-        scores = FewShot(shots=[1, 5, 1000]).run(sets_of(run, cache, data=data))
+        scores = FewShot(shots=[1, 5, 1000]).run(probe_data(run, cache, data=data))
     assert "1000 shots are left out" in caplog.text
     assert {score.setting["shots"] for score in scores} == {1, 5}
     with pytest.raises(UserError, match="the smallest class has"):
-        FewShot(shots=[1000]).run(sets_of(run, cache, data=data))
+        FewShot(shots=[1000]).run(probe_data(run, cache, data=data))
 
 
-def test_an_augmented_probe_sees_every_epoch_anew(run, cache):
-    sets = sets_of(run, cache)
-    count = sets.data.num_train
-    batches = list(AugmentedFeatures(sets, count, count // 3, epochs=2))
+def test_an_augmented_probe_sees_other_crops_in_every_epoch(run, cache):
+    data = probe_data(run, cache)
+    count = data.images.num_train
+    batches = list(AugmentedFeatures(data, count, count // 3, epochs=2))
     assert len(batches) == 2 * 3
     assert all(features.shape == (2, count // 3, 16) and len(labels) == count // 3 for features, labels in batches)
     first, second = (
         {tuple(row) for features, _ in part for row in features[1].tolist()} for part in (batches[:3], batches[3:])
     )
     assert first != second
-    plain = {tuple(row) for row in sets.store("train").pooled["avg"].tolist()}
+    plain = {tuple(row) for row in data.store("train").pooled["avg"].tolist()}
     assert 0 < len(first - plain) < len(first), "half of the images are mirrored"
 
 
 def test_without_augmentation_the_augmented_probe_sees_the_cached_features(run, cache):
-    sets = sets_of(run, cache, data=digits_data(hflip=False, batch_size=50))
-    features, labels = next(iter(AugmentedFeatures(sets, 100, 100, epochs=1)))
+    data = probe_data(run, cache, data=digits_data(hflip=False, batch_size=50))
+    features, labels = next(iter(AugmentedFeatures(data, 100, 100, epochs=1)))
     cached = {
         tuple(row): label
         for row, label in zip(
-            sets.store("train").pooled["avg"].tolist(), sets.store("train").labels.tolist(), strict=True
+            data.store("train").pooled["avg"].tolist(), data.store("train").labels.tolist(), strict=True
         )
     }
     seen = [min(cached, key=lambda row: (torch.tensor(row) - vector).abs().max()) for vector in features[1][:10]]
@@ -124,13 +124,13 @@ def test_without_augmentation_the_augmented_probe_sees_the_cached_features(run, 
 
 def test_an_augmented_probe_trains_on_all_or_not_at_all(run, cache):
     with pytest.raises(UserError, match="split=test and no limit"):
-        Linear(augment=True).run(sets_of(run, cache, scored="val"))
-    scores = Linear(augment=True, **SHORT).run(sets_of(run, cache))
+        Linear(augment=True).run(probe_data(run, cache, scored="val"))
+    scores = Linear(augment=True, **SHORT).run(probe_data(run, cache))
     assert len(scores) == 2
 
 
 def test_collapse_is_measured_without_labels(run, cache):
-    scores = CollapseMonitors().run(sets_of(run, cache))
+    scores = CollapseMonitors().run(probe_data(run, cache))
     assert {(score.pooling, score.metric) for score in scores} == {
         (pooling, metric) for pooling in ("cls", "avg") for metric in ("RankMe", "feature std")
     }
@@ -138,11 +138,11 @@ def test_collapse_is_measured_without_labels(run, cache):
 
 def test_a_classifier_is_scored_by_its_own_head(tmp_path, cache):
     run = digits_run(tmp_path / "run", "vit", num_classes=10)
-    sets = sets_of(run, cache)
-    (score,) = Classifier().run(sets)
+    data = probe_data(run, cache)
+    (score,) = Classifier().run(data)
     right = sum(
-        int((sets.encoder.objective(sets.encoder.objective.normalize(batch.images)).argmax(1) == batch.labels).sum())
-        for batch in sets.data.evaluation_dataloader("test")
+        int((data.model.objective(data.model.objective.normalize(batch.images)).argmax(1) == batch.labels).sum())
+        for batch in data.images.evaluation_dataloader("test")
     )
     assert score.value == pytest.approx(right / 360)
     assert score.num_images == 360
@@ -150,25 +150,25 @@ def test_a_classifier_is_scored_by_its_own_head(tmp_path, cache):
 
 def test_a_classifier_of_other_classes_is_refused(run, tmp_path, cache):
     with pytest.raises(UserError, match="fine-tune it"):
-        Classifier().run(sets_of(run, cache))
+        Classifier().run(probe_data(run, cache))
     other = digits_run(tmp_path / "run", "vit", classes="0123456", num_classes=7)
     with pytest.raises(UserError, match=r"knows 7 classes \(0, 1, 2, …\), and the data has 10"):
-        Classifier().run(sets_of(other, cache))
+        Classifier().run(probe_data(other, cache))
     named = digits_run(tmp_path / "named", "vit", classes="abcdefghij", num_classes=10)
     with pytest.raises(UserError, match=r"knows 10 classes \(a, b, c, …\)"):
-        Classifier().run(sets_of(named, cache))
+        Classifier().run(probe_data(named, cache))
 
 
 def test_a_classifier_with_room_for_more_classes_is_scored(tmp_path, cache):
     run = digits_run(tmp_path / "run", "vit", num_classes=12)
-    assert Classifier().run(sets_of(run, cache))[0].num_images == 360
+    assert Classifier().run(probe_data(run, cache))[0].num_images == 360
 
 
 def test_an_encoder_alone_has_no_classifier(tmp_path, cache):
     saved = read_saved(digits_run(tmp_path / "run", "vit", num_classes=10))
     write_weights(saved, "bundle", "encoder", tmp_path / "bundle")
     with pytest.raises(UserError, match="fine-tune it with model=vit"):
-        Classifier().run(sets_of(tmp_path / "bundle", cache))
+        Classifier().run(probe_data(tmp_path / "bundle", cache))
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_what_no_probe_can_do_is_refused_before_images_are_read(probe, settings,
 
 @pytest.mark.parametrize("loaded", [20, 64, 300])
 def test_an_augmented_epoch_has_its_steps_however_images_are_loaded(run, cache, loaded):
-    sets = sets_of(run, cache, data=digits_data(batch_size=loaded))
-    batches = list(AugmentedFeatures(sets, sets.data.num_train, 32, epochs=2))
-    assert len(batches) == 2 * (sets.data.num_train // 32)
+    data = probe_data(run, cache, data=digits_data(batch_size=loaded))
+    batches = list(AugmentedFeatures(data, data.images.num_train, 32, epochs=2))
+    assert len(batches) == 2 * (data.images.num_train // 32)
 
 
 @pytest.mark.parametrize("scored", ["test", "val"])
@@ -221,12 +221,12 @@ def test_dense_reads_pixels_of_the_images_that_its_tokens_are_of(tmp_path, cache
     save_checkpoint(tmp_path / "checkpoints" / "last.ckpt", build("mae", backbone), config)
     made = build_node(data)
     made.prepare()
-    sets = sets_of(tmp_path, cache, data=made, scored=scored, token_images=24)
-    parts = sets.segmented()
+    data = probe_data(tmp_path, cache, data=made, scored=scored, token_images=24)
+    parts = data.segmented()
     assert all(len(part.features) == len(part.masks) for part in parts)
     assert len(parts[2].masks) == 16
     whole = torch.cat([batch.masks for batch in made.evaluation_dataloader(scored, 24, masks=True)])
     assert torch.equal(parts[2].masks, whole)
-    (score,) = replace(Dense(), epochs=2, warmup_epochs=1).run(sets)
+    (score,) = replace(Dense(), epochs=2, warmup_epochs=1).run(data)
     assert score.metric == "mean IoU"
     assert 0 <= score.interval[0] <= score.value <= score.interval[1] <= 1

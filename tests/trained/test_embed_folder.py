@@ -19,9 +19,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def embed(place, name="out.parquet", killed_after=None, skip=False, **settings):
+def embed(place, name="out.parquet", killed_after=None, skip=False, precision="32-true", **settings):
     """Embed the folder; optionally the process dies while it encodes a batch."""
-    model = open_model(place / "run", "cpu")
+    model = open_model(place / "run", "cpu", precision)
     encode, calls = model.encode_batch, []
 
     def until_killed(images, pooling=None):
@@ -31,7 +31,7 @@ def embed(place, name="out.parquet", killed_after=None, skip=False, **settings):
         return encode(images, pooling)
 
     model.encode_batch = until_killed
-    folder = FolderImages(str(place / "photos"), model.see, skip_unreadable=skip)
+    folder = FolderImages(str(place / "photos"), model.preprocess, skip_unreadable=skip)
     settings = {"pooling": None, "batch_size": 2, "num_workers": 0} | settings
     return embed_folder(model, folder, place / name, **settings)
 
@@ -42,7 +42,7 @@ def test_every_image_has_its_path_and_its_vector(place):
     assert (done.count, done.width, done.resumed) == (10, 32, 0)
     paths = table["path"].to_pylist()
     assert paths == sorted(str(path) for path in (place / "photos").glob("*/*.png"))
-    wanted = open_model(place / "run", "cpu").encode(paths)
+    wanted = open_model(place / "run", "cpu", "32-true").encode(paths)
     assert torch.allclose(torch.tensor(table["vector"].to_pylist()), wanted, atol=1e-6)
     assert not (place / "out.parquet.parts").exists()
 
@@ -68,7 +68,7 @@ def test_a_kill_while_a_chunk_is_written_leaves_no_half_of_it(place):
 
 
 @pytest.mark.parametrize("name", ["about.json", "00000.parquet"])
-def test_a_damaged_beginning_is_named_and_not_gone_on_with(place, name):
+def test_a_damaged_beginning_is_named_and_not_resumed(place, name):
     with pytest.raises(KeyboardInterrupt):
         embed(place, killed_after=3)
     part = place / "out.parquet.parts" / name
@@ -77,13 +77,14 @@ def test_a_damaged_beginning_is_named_and_not_gone_on_with(place, name):
         embed(place)
 
 
-def test_what_was_begun_otherwise_is_not_gone_on_with(place):
+def test_a_table_that_was_begun_otherwise_is_not_resumed(place):
     with pytest.raises(KeyboardInterrupt):
         embed(place, killed_after=3)
     for settings, what in (
         ({"batch_size": 4}, "batch_size"),
         ({"pooling": "cls"}, "pooling"),
         ({"skip": True}, "skip_unreadable"),
+        ({"precision": "bf16-mixed"}, "precision"),
     ):
         with pytest.raises(UserError, match=f"begun with another {what}"):
             embed(place, **settings)
@@ -92,7 +93,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(place):
         embed(place)
 
 
-def test_another_checkpoint_does_not_go_on_either(place):
+def test_a_table_of_another_checkpoint_is_not_resumed(place):
     with pytest.raises(KeyboardInterrupt):
         embed(place, killed_after=3)
     saved_run(place / "run", seed=7)

@@ -3,9 +3,9 @@ import torch
 
 from tests.trained.parts import image_folder
 from vitmae.errors import UserError
-from vitmae.trained.images import FolderImages, See
+from vitmae.trained.images import FolderImages, Preprocessing
 
-SEE = See((16, 24), 3, 1.0)
+PREPROCESS = Preprocessing((16, 24), 3, 1.0)
 
 
 def shown(folder, batch_size=3, workers=0, **settings):
@@ -13,18 +13,18 @@ def shown(folder, batch_size=3, workers=0, **settings):
 
 
 def test_a_folders_images_come_in_order_each_once(tmp_path):
-    folder = FolderImages(str(image_folder(tmp_path)), SEE, skip_unreadable=False)
+    folder = FolderImages(str(image_folder(tmp_path)), PREPROCESS, skip_unreadable=False)
     batches = shown(folder)
     assert [batch.numbers for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     for batch in batches:
         for number, image in zip(batch.numbers, batch.images, strict=True):
-            assert torch.equal(image, SEE(folder.name(number), ""))
+            assert torch.equal(image, PREPROCESS(folder.name(number), ""))
     assert [folder.name(number)[-9:] for number in (0, 9)] == ["a/000.png", "b/009.png"]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_workers_and_the_beginning_change_no_batch(tmp_path):
-    folder = FolderImages(str(image_folder(tmp_path)), SEE, skip_unreadable=False)
+    folder = FolderImages(str(image_folder(tmp_path)), PREPROCESS, skip_unreadable=False)
     alone, helped, later = shown(folder), shown(folder, workers=2), shown(folder, first=6)
     for mine, theirs in ((alone, helped), (alone[2:], later)):
         assert [batch.numbers for batch in mine] == [batch.numbers for batch in theirs]
@@ -34,7 +34,7 @@ def test_workers_and_the_beginning_change_no_batch(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_or_left_out(tmp_path, workers):
     images = str(image_folder(tmp_path, broken=(4, 9)))
-    strict, lenient = (FolderImages(images, SEE, skip_unreadable=skip) for skip in (False, True))
+    strict, lenient = (FolderImages(images, PREPROCESS, skip_unreadable=skip) for skip in (False, True))
     with pytest.raises(UserError, match=r"a/004.png cannot be read .*on_error=skip") as error:
         shown(strict, workers=workers)
     assert "\n" not in str(error.value)
@@ -50,7 +50,7 @@ def test_images_are_a_folder_a_glob_a_list_or_one_file(tmp_path):
     (tmp_path / "list.txt").write_text("photos/a/001.png\nphotos/b/002.png\n")
     counts = {"photos": 4, "photos/a/*.png": 2, "list.txt": 2, "photos/a/000.png": 1}
     for place, count in counts.items():
-        assert len(FolderImages(str(tmp_path / place), SEE, skip_unreadable=False)) == count
+        assert len(FolderImages(str(tmp_path / place), PREPROCESS, skip_unreadable=False)) == count
     for place, reason in (("nowhere", "images=.*nowhere does not exist"), ("*.jpg", "images=.* matches no image")):
         with pytest.raises(UserError, match=reason):
-            FolderImages(str(tmp_path / place), SEE, skip_unreadable=False)
+            FolderImages(str(tmp_path / place), PREPROCESS, skip_unreadable=False)

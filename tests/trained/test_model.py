@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.errors import UserError
 from vitmae.tokens.masking import mask_from_tensor
 from vitmae.tokens.patches import patchify
-from vitmae.trained.model import patch_mask
+from vitmae.trained.masks import patch_mask
 from vitmae.weights.saved import read_saved
 from vitmae.weights.write import write_weights
 
 RUNS = {}
+
+load = partial(vitmae.load, device="cpu", precision="32-true")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +50,12 @@ def test_a_run_its_checkpoint_and_its_bundle_give_the_same_vectors(runs, tmp_pat
     write_weights(read_saved(path), "bundle", "full", tmp_path / "bundle")
     write_weights(read_saved(path), "bundle", "encoder", tmp_path / "encoder")
     places = [runs / "mae", str(path), tmp_path / "bundle", tmp_path / "encoder"]
-    vectors = [vitmae.load(place, device="cpu").encode(pixels()) for place in places]
+    vectors = [load(place).encode(pixels()) for place in places]
     assert all(torch.equal(vector, vectors[0]) for vector in vectors)
 
 
 def test_encoding_is_deterministic_unmasked_and_the_backbones_own(runs):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     images = torch.from_numpy(pixels(count=3)).permute(0, 3, 1, 2)
     latent = RUNS["mae"].backbone(RUNS["mae"].normalize(images)).detach()
     for pooling, wanted in (
@@ -72,7 +75,7 @@ def test_an_image_is_the_same_as_file_picture_array_and_tensor(runs, tmp_path):
     picture.save(tmp_path / "image.png")
     np.save(tmp_path / "image.npy", array)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     one = model.prepare(str(tmp_path / "image.png"))
     assert one.shape == (1, 3, 16, 24)
     for image in (
@@ -95,7 +98,7 @@ def test_an_image_is_the_same_as_file_picture_array_and_tensor(runs, tmp_path):
 
 
 def test_an_image_of_the_models_size_is_left_alone_and_another_cropped_at_its_centre(runs):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     array = pixels()
     assert torch.equal(model.prepare(array)[0], torch.from_numpy(array).permute(2, 0, 1))
     framed = np.zeros((16, 100, 3), np.uint8)
@@ -104,7 +107,7 @@ def test_an_image_of_the_models_size_is_left_alone_and_another_cropped_at_its_ce
 
 
 def test_grey_pictures_become_colours_and_a_turned_photograph_is_upright(runs, tmp_path):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     grey = pixels()[..., 0]
     assert torch.equal(model.prepare(grey), model.prepare(np.repeat(grey[..., None], 3, 2)))
     upright, exif = Image.fromarray(pixels()), Image.Exif()
@@ -119,11 +122,11 @@ def test_every_mode_of_pictures_is_taken(runs, mode):
     picture = Image.fromarray(pixels((20, 30))).convert("L" if mode in ("I;16", "F") else "RGB").convert(mode)
     if mode == "F":
         picture = Image.fromarray(np.asarray(picture) / 255)
-    assert vitmae.load(runs / "mae").prepare(picture).shape == (1, 3, 16, 24)
+    assert load(runs / "mae").prepare(picture).shape == (1, 3, 16, 24)
 
 
 def test_what_is_no_image_is_named(runs, tmp_path):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
     for image, named in (
         (tmp_path / "broken.jpg", "broken.jpg"),
@@ -145,7 +148,7 @@ def test_what_is_no_image_is_named(runs, tmp_path):
 
 
 def test_predictions_are_the_likeliest_classes_by_name(runs):
-    model = vitmae.load(runs / "vit")
+    model = load(runs / "vit")
     images = torch.from_numpy(pixels(count=3)).permute(0, 3, 1, 2)
     with torch.no_grad():
         wanted = RUNS["vit"](RUNS["vit"].normalize(images)).softmax(1)
@@ -157,7 +160,7 @@ def test_predictions_are_the_likeliest_classes_by_name(runs):
 
 
 def test_a_classifiers_vectors_are_what_its_head_reads(runs):
-    model, vit = vitmae.load(runs / "vit"), RUNS["vit"]
+    model, vit = load(runs / "vit"), RUNS["vit"]
     logits = vit.head(model.encode(pixels()))
     assert torch.allclose(logits.softmax(1).max(), torch.tensor(max(model.predict(pixels())[0].values())), atol=1e-5)
 
@@ -167,12 +170,12 @@ def test_only_a_classifier_predicts_and_only_a_trained_decoder_reconstructs(runs
     write_weights(read_saved(runs / "vit"), "bundle", "encoder", tmp_path / "vit")
     for place in (runs / "mae", tmp_path / "vit"):
         with pytest.raises(UserError, match="holds no classifier"):
-            vitmae.load(place).predict(pixels())
+            load(place).predict(pixels())
     for place in (tmp_path / "encoder", runs / "vit", runs / "masked_patch"):
         with pytest.raises(UserError, match="without a trained decoder"):
-            vitmae.load(place).reconstruct(pixels())
+            load(place).reconstruct(pixels())
     with pytest.raises(UserError, match="no checkpoint, run directory or bundle"):
-        vitmae.load(tmp_path)
+        load(tmp_path)
 
 
 # -- reconstruction ----------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def own_mask():
 
 
 def test_a_reconstruction_is_the_models_and_its_error_that_of_the_hidden_patches(runs):
-    model, mae = vitmae.load(runs / "mae"), RUNS["mae"]
+    model, mae = load(runs / "mae"), RUNS["mae"]
     result = model.reconstruct(pixels(count=2), mask=own_mask())
     images = mae.normalize(torch.from_numpy(pixels(count=2)).permute(0, 3, 1, 2))
     mask = mask_from_tensor(own_mask().expand(2, -1, -1))
@@ -204,7 +207,7 @@ def test_a_reconstruction_is_the_models_and_its_error_that_of_the_hidden_patches
 
 
 def test_masks_are_a_ratio_a_kind_or_ones_own(runs):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     hidden = {
         mask: int(model.reconstruct(pixels(), mask).mask.sum()) for mask in (None, 0.5, 0.25, "random", "block", "grid")
     }
@@ -227,7 +230,7 @@ def test_masks_are_a_ratio_a_kind_or_ones_own(runs):
 
 
 def test_a_drawn_mask_is_a_function_of_the_seed_and_the_images_place(runs):
-    model = vitmae.load(runs / "mae")
+    model = load(runs / "mae")
     images = pixels(count=3)
     first, again, other = (model.reconstruct(images, 0.5, seed=seed).mask for seed in (0, 0, 1))
     assert torch.equal(first, again)

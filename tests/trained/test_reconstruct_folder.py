@@ -7,9 +7,15 @@ from PIL import Image
 
 from tests.trained.parts import image_folder, saved_run
 from vitmae.errors import UserError
+from vitmae.models.objective import Objective
+from vitmae.models.protocols import Panel, Reconstructs
+from vitmae.recipe import Recipe
+from vitmae.tokens.masking import draw_mask
+from vitmae.tokens.patches import patchify
 from vitmae.trained.images import FolderImages
+from vitmae.trained.masks import read_mask
 from vitmae.trained.model import open_model
-from vitmae.trained.reconstruct_folder import complementary_masks, read_mask, reconstruct_folder, reconstruct_passes
+from vitmae.trained.reconstruct_folder import complementary_masks, reconstruct_folder, reconstruct_passes
 
 KEYS = torch.arange(3)
 
@@ -35,7 +41,7 @@ def test_there_are_at_least_two_passes_and_no_more_than_patches():
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     saved_run(folder)
-    return open_model(folder, "cpu")
+    return open_model(folder, "cpu", "32-true")
 
 
 def test_with_passes_every_patch_is_predicted_from_the_others(model):
@@ -51,7 +57,7 @@ def test_with_passes_every_patch_is_predicted_from_the_others(model):
 
 
 def reconstruct(model, place, out="out", skip=False, **settings):
-    folder = FolderImages(str(place / "photos"), model.see, skip_unreadable=skip)
+    folder = FolderImages(str(place / "photos"), model.preprocess, skip_unreadable=skip)
     settings = {"mask": None, "passes": None, "panels": 2, "batch_size": 4, "num_workers": 0, "seed": 0} | settings
     return reconstruct_folder(model, folder, place / out, **settings)
 
@@ -110,15 +116,51 @@ def test_unreadable_images_are_left_out_and_nothing_is_written_over(model, tmp_p
 
 
 def test_a_mask_is_a_ratio_a_kind_or_a_picture_that_is_bright_where_it_hides(model, tmp_path):
-    assert [read_mask(mask, model) for mask in (None, 0.5, "block")] == [None, 0.5, "block"]
+    assert [read_mask(mask, model.preprocess, model.grid_size) for mask in (None, 0.5, "block")] == [None, 0.5, "block"]
     pixels = np.zeros((32, 48), np.uint8)  # twice the model's size
     pixels[8:16, 24:48] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    hidden = model.mask(read_mask(str(tmp_path / "mask.png"), model), KEYS).mask.view(3, 4, 6)
+    hidden = model.mask(read_mask(str(tmp_path / "mask.png"), model.preprocess, model.grid_size), KEYS).mask.view(
+        3, 4, 6
+    )
     wanted = torch.zeros(4, 6, dtype=torch.bool)
     wanted[1, 3:] = True
     assert torch.equal(hidden, wanted.expand(3, -1, -1))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for mask, reason in (("stripes", "a ratio, random, block, grid"), (str(tmp_path / "broken.png"), "cannot be read")):
         with pytest.raises(UserError, match=reason):
-            read_mask(mask, model)
+            read_mask(mask, model.preprocess, model.grid_size)
+
+
+class Grey(Objective, Reconstructs):
+    """An objective of a user's own: each hidden patch is predicted to be grey."""
+
+    title, paper, predicts = "grey", "none", "grey"
+
+    def describe(self):
+        return {}
+
+    def macs(self):
+        return 0
+
+    def measure(self, batch):
+        return {"loss": self.backbone(self.normalize(batch.images)).mean()}
+
+    def draw_mask(self, keys, ratio=None, kind=None):
+        return draw_mask(keys, self.backbone.grid_size, 0.5 if ratio is None else ratio, kind or "random")
+
+    def panel(self, batch, mask=None):
+        images = batch.images / 255
+        return Panel(images, images, images * 0 + 0.5, images, "grey")
+
+    def errors(self, images, mask):
+        error = patchify(images, self.backbone.patch_size).square().mean(2)
+        return error.masked_fill(~mask.mask, float("nan"))
+
+
+def test_an_objective_of_a_users_own_that_declares_it_reconstructs(model, tmp_path, monkeypatch):
+    own = Grey(model.backbone, Recipe(), [0.5] * 3, [0.5] * 3).eval()
+    monkeypatch.setattr(model, "objective", own)
+    image_folder(tmp_path / "photos", count=4)
+    assert reconstruct(model, tmp_path, panels=1).count == 4
+    assert np.isfinite(np.load(tmp_path / "out" / "errors.npy")).sum() == 4 * 12

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 
+from vitmae.centre_crop import kept_share
 from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest, remember
 from vitmae.data.loader import Loader, Requests
@@ -62,7 +63,7 @@ class ImageData(LightningDataModule):
         crop_ratio: smallest and largest width / height of a random_resized crop.
         hflip: in training, mirror every second image at random.
         crop_pct: in evaluation, the share of an image's shorter side that its centre crop keeps; null: 0.875 for
-            photographs seen at 96 to 224 pixels, else 1 (https://arxiv.org/abs/2111.06377's code does so).
+            photographs seen at 96 to 224 pixels, else 1, see `vitmae.centre_crop.kept_share`.
         rand_augment: in training, the magnitude of two random operations, 0 to 10; null: none.
         random_erasing: in training, the probability that an image loses a random box.
         repeats: how many times an image is in its training batch, each time cropped and augmented anew.
@@ -200,11 +201,13 @@ class ImageData(LightningDataModule):
         return Stats(tuple(mean), tuple(std))
 
     def _crop_pct(self, images: Images) -> float:
-        """Photographs keep 7/8 of the shorter side at 96 to 224 pixels, as in MAE's evaluation; else all is kept."""
-        if self.crop_pct is not None:
-            return self.crop_pct
-        as_it_is = isinstance(images, FixedSizeImages) and images.size == self.img_size
-        return 1.0 if as_it_is or not 96 <= min(self.img_size) <= 224 else 0.875
+        is_cut = isinstance(images, FixedSizeImages) and images.size == self.img_size
+        return kept_share(self.crop_pct, self.img_size, is_cut)
+
+    @property
+    def val_crop_pct(self) -> float:
+        """The share of the shorter side that validation keeps, after `prepare`: the setting, or what null came to."""
+        return self._crop_pct(self._val.images)
 
     @property
     def skipped(self) -> int:

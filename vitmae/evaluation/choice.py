@@ -1,32 +1,31 @@
 """What is evaluated: whether checkpoint, images and probes fit each other, before time is spent."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
 from vitmae.evaluation.feature_store import Split
 from vitmae.evaluation.probe_names import Probe
-from vitmae.weights.saved import Saved, read_saved
+from vitmae.models.protocols import Classifies, declared, declares
+from vitmae.trained.model import Model
+from vitmae.weights.saved import Saved
 
 _WITHOUT_LABELS = ("collapse", "dense")
 
 
-def read_for(data: ImageData, path: Path, trust: Sequence[str] = ()) -> Saved:
-    """Read a checkpoint and compare it with the images that it is to see.
+def require_same_channels(saved: Saved, data: ImageData) -> None:
+    """Refuse images of other channels than the checkpoint sees.
 
     Raises:
-        UserError: it is none of this project, or it sees another number of channels.
+        UserError: they have others.
     """
-    saved = read_saved(path, trust)
     channels = saved.settings["backbone"]["in_chans"]
     if data.in_chans != channels:
         raise UserError(
-            f"data.in_chans={data.in_chans}, but {path} sees images of {channels} channels: "
+            f"data.in_chans={data.in_chans}, but {saved.path} sees images of {channels} channels: "
             "leave data.in_chans out, and images are converted"
         )
-    return saved
 
 
 def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split:
@@ -64,7 +63,7 @@ def choose_probes(
         labelled: list[Probe] = ["knn", "linear", "logistic", "fewshot", "attentive"]
         if data.num_train > most_logistic:
             labelled.remove("logistic")
-        if saved.objective == "Supervised" and saved.is_full and encoder != "untrained":
+        if declares(saved.objective_class, Classifies) and saved.is_full and encoder != "untrained":
             labelled.append("classifier")
         dense: list[Probe] = ["dense"] if data.num_mask_classes is not None else []
         return [*(labelled if data.num_classes is not None else []), *dense, "collapse"]
@@ -86,28 +85,29 @@ def choose_probes(
     return names
 
 
-def require_same_classes(saved: Saved, objective: Any, data: ImageData) -> None:
-    """Refuse a checkpoint without a trained classifier, or whose classes are not those of the data, in this order.
+def require_same_classes(model: Model, data: ImageData) -> Classifies:
+    """The model's objective as a classifier of the data's classes, in their order.
 
     Args:
-        saved: the checkpoint.
-        objective: built from it.
+        model: the checkpoint's.
         data: prepared.
 
     Raises:
-        UserError: see above.
+        UserError: it has no trained classifier, or its classes are others or in another order.
     """
-    if saved.objective != "Supervised" or not saved.is_full:
+    classifier = declared(model.objective, Classifies)
+    if classifier is None or not model.saved.is_full:
         raise UserError("probe=classifier: the checkpoint has no classifier: fine-tune it with model=vit")
-    theirs, ours = saved.facts.get("class_names"), data.class_names
-    if theirs is None and objective.num_classes == data.num_classes:  # it does not say, and may know no better
-        return
+    theirs, ours = model.class_names, data.class_names
+    if theirs is None and classifier.num_classes == data.num_classes:  # it does not say, and may know no better
+        return classifier
     if theirs is None or ours is None or list(theirs) != list(ours):
-        count, names = (objective.num_classes, "") if theirs is None else (len(theirs), f" ({_first(theirs)})")
+        count, names = (classifier.num_classes, "") if theirs is None else (len(theirs), f" ({_first(theirs)})")
         raise UserError(
             f"probe=classifier: the checkpoint knows {count} classes{names}, and the data has "
             f"{data.num_classes} ({_first(ours or ())}): evaluate it on the classes it was trained for"
         )
+    return classifier
 
 
 def _first(names: Sequence[str]) -> str:

@@ -9,28 +9,29 @@ import torch
 from torch import Tensor
 
 from vitmae.data.datamodule import ImageData
-from vitmae.evaluation.feature_store import Encoder, FeatureStore, Split
+from vitmae.evaluation.feature_store import FeatureStore, Split
 from vitmae.probes import dense
 from vitmae.probes.features import Features, stratified_split
+from vitmae.trained.model import Model
 
 VAL_FRACTION = 0.1
 """Of the training images, where it is the validation split that is scored."""
 
 
-class Sets:
+class ProbeData:
     """Training images, those that choose, and those that are scored; features are made when they are first asked for.
 
     Args:
-        encoder: the frozen encoder.
+        model: the frozen model.
         store: its features.
-        data: the images.
+        images: prepared.
         scored: ``test``, or ``val``: then a tenth of each class of the training images chooses.
         seed: of that tenth, and of the probes.
     """
 
-    def __init__(self, encoder: Encoder, store: FeatureStore, data: ImageData, scored: Split, seed: int) -> None:
-        self.encoder, self.store, self.data, self.scored, self.seed = encoder, store, data, scored, seed
-        self.device = encoder.device
+    def __init__(self, model: Model, store: FeatureStore, images: ImageData, scored: Split, seed: int) -> None:
+        self.model, self.store, self.images, self.scored, self.seed = model, store, images, scored, seed
+        self.device = model.device
 
     def features(self, patches: bool = False) -> tuple[Features, Features, Features]:
         """(train, val, test)."""
@@ -53,24 +54,24 @@ class Sets:
 
 
 class AugmentedFeatures:
-    """Batches of features of images that are cropped and flipped anew in each epoch: (P, B, D), (B,)."""
+    """Batches of features of images that are cropped and flipped again in each epoch: (P, B, D), (B,)."""
 
-    def __init__(self, sets: Sets, count: int, batch_size: int, epochs: int) -> None:
-        self.sets, self.batch_size, self.epochs = sets, batch_size, epochs
+    def __init__(self, data: ProbeData, count: int, batch_size: int, epochs: int) -> None:
+        self.data, self.batch_size, self.epochs = data, batch_size, epochs
         self.steps_per_epoch = count // batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        loader = self.sets.data.train_dataloader()
+        loader = self.data.images.train_dataloader()
         for _ in range(self.epochs):
             vectors: list[Tensor] = []
             labels: list[Tensor] = []
             given = 0
-            for part in self.sets.encoder.encode(loader):
+            for part in self.data.model.features(loader):
                 vectors.append(torch.stack(list(part.pooled.values())))  # (P, b, D)
                 labels.append(part.labels)
                 while sum(map(len, labels)) >= self.batch_size and given < self.steps_per_epoch:
                     every, named = torch.cat(vectors, 1), torch.cat(labels)
                     batch = every[:, : self.batch_size], named[: self.batch_size]
-                    yield batch[0].to(self.sets.device), batch[1].to(self.sets.device)
+                    yield batch[0].to(self.data.device), batch[1].to(self.data.device)
                     vectors, labels = [every[:, self.batch_size :]], [named[self.batch_size :]]
                     given += 1

@@ -14,7 +14,7 @@ import torch
 
 from vitmae.errors import UserError
 from vitmae.evaluation.choice import require_same_classes
-from vitmae.evaluation.probe_data import AugmentedFeatures, Sets
+from vitmae.evaluation.probe_data import AugmentedFeatures, ProbeData
 from vitmae.evaluation.scores import Score, of_probe
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
@@ -37,7 +37,7 @@ def _require_sweep(probe: str, base_lrs: Sequence[float], epochs: int, warmup_ep
 class Probe(Protocol):
     """A section of the settings."""
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Choose and score."""
 
 
@@ -58,16 +58,16 @@ class KNN:
         _require(bool(self.ks) and min(self.ks) >= 1, "knn.ks", self.ks, "whole numbers from 1 are")
         _require(self.temperature > 0, "knn.temperature", self.temperature, "a number above 0 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Classify by neighbours among the training images."""
-        train, val, test = sets.features()
+        train, val, test = data.features()
         validated, tested = (
-            knn.knn(train, part, ks=self.ks, temperature=self.temperature, device=sets.device) for part in (val, test)
+            knn.knn(train, part, ks=self.ks, temperature=self.temperature, device=data.device) for part in (val, test)
         )
         scores = []
         for pooling, by_k in tested.items():
             best = max(by_k, key=lambda k: validated[pooling][k].accuracy)
-            scores += [of_probe(sets.encoder.name, by_k[k], is_chosen=k == best) for k in by_k]
+            scores += [of_probe(data.model.name, by_k[k], is_chosen=k == best) for k in by_k]
         return scores
 
 
@@ -80,7 +80,7 @@ class Linear:
         epochs: passes over the training images.
         warmup_epochs: how many of them warm up.
         batch_size: clamped to the training images.
-        augment: encode each image anew in each epoch, cropped and flipped as `data` says, instead of once. An epoch
+        augment: encode each image in every epoch, cropped and flipped at random as `data` says. An epoch
             then costs a pass of the encoder.
     """
 
@@ -94,24 +94,24 @@ class Linear:
         _require_sweep("linear", self.base_lrs, self.epochs, self.warmup_epochs)
         _require(self.batch_size >= 2, "linear.batch_size", self.batch_size, "at least 2 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, choose by pooling, and score the chosen."""
-        train, val, test = sets.features()
+        train, val, test = data.features()
         batches = None
         if self.augment:
-            if sets.scored != "test" or sets.store.limit is not None:
+            if data.scored != "test" or data.store.limit is not None:
                 raise UserError("linear.augment=true trains on all training images: it needs split=test and no limit")
-            batches = AugmentedFeatures(sets, len(train), min(self.batch_size, len(train)), self.epochs)
+            batches = AugmentedFeatures(data, len(train), min(self.batch_size, len(train)), self.epochs)
         results = linear.linear(
             train,
             val,
             test,
             sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
-            seed=sets.seed,
-            device=sets.device,
+            seed=data.seed,
+            device=data.device,
             batches=batches,
         )
-        return [of_probe(sets.encoder.name, result) for result in results.values()]
+        return [of_probe(data.model.name, result) for result in results.values()]
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ class Logistic:
         _require(bool(self.cs) and min(self.cs) > 0, "logistic.cs", self.cs, "numbers above 0 are")
         _require(0 < self.val_fraction < 1, "logistic.val_fraction", self.val_fraction, "a share between 0 and 1 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Fit to the optimum."""
-        train, _, test = sets.features()
-        results = logistic.logistic(train, test, cs=self.cs, val_fraction=self.val_fraction, seed=sets.seed)
-        return [of_probe(sets.encoder.name, result) for result in results.values()]
+        train, _, test = data.features()
+        results = logistic.logistic(train, test, cs=self.cs, val_fraction=self.val_fraction, seed=data.seed)
+        return [of_probe(data.model.name, result) for result in results.values()]
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,9 @@ class FewShot:
         _require(bool(self.seeds), "fewshot.seeds", self.seeds, "at least one seed is")
         _require(self.l2 > 0, "fewshot.l2", self.l2, "a number above 0 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Solve for every number of shots and every draw."""
-        train, _, test = sets.features()
+        train, _, test = data.features()
         most = int(train.labels.unique(return_counts=True)[1].min())
         shots = [count for count in self.shots if count <= most]
         if not shots:
@@ -175,7 +175,7 @@ class FewShot:
                 most,
             )
         results = fewshot.fewshot(train, test, shots=shots, seeds=self.seeds, l2=self.l2)
-        return [of_probe(sets.encoder.name, result) for by_shots in results.values() for result in by_shots.values()]
+        return [of_probe(data.model.name, result) for by_shots in results.values() for result in by_shots.values()]
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,16 @@ class Attentive:
         _require(self.batch_size >= 1, "attentive.batch_size", self.batch_size, "at least 1 is")
         _require(self.num_heads is None or self.num_heads >= 1, "attentive.num_heads", self.num_heads, "at least 1 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
         result = attentive.attentive(
-            *sets.features(patches=True),
+            *data.features(patches=True),
             num_heads=self.num_heads,
             sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
-            seed=sets.seed,
-            device=sets.device,
+            seed=data.seed,
+            device=data.device,
         )
-        return [of_probe(sets.encoder.name, result)]
+        return [of_probe(data.model.name, result)]
 
 
 @dataclass(frozen=True)
@@ -233,17 +233,17 @@ class Dense:
         _require_sweep("dense", self.base_lrs, self.epochs, self.warmup_epochs)
         _require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "at least 1 is")
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
         result = dense.dense(
-            *sets.segmented(),
+            *data.segmented(),
             sweep=Sweep(self.base_lrs, self.epochs, self.warmup_epochs, self.batch_size),
-            seed=sets.seed,
-            device=sets.device,
+            seed=data.seed,
+            device=data.device,
         )
         return [
             Score(
-                sets.encoder.name,
+                data.model.name,
                 "dense",
                 "patches",
                 "mean IoU",
@@ -260,12 +260,12 @@ class Dense:
 class CollapseMonitors:
     """RankMe and the spread of the features, see `vitmae.probes.collapse`; they need no labels."""
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Measure the images that are scored."""
         scores = []
-        for pooling, vectors in sets.store(sets.scored).pooled.items():
+        for pooling, vectors in data.store(data.scored).pooled.items():
             for metric, value in (("RankMe", collapse.rankme(vectors)), ("feature std", collapse.feature_std(vectors))):
-                scores.append(Score(sets.encoder.name, "collapse", pooling, metric, value, len(vectors)))
+                scores.append(Score(data.model.name, "collapse", pooling, metric, value, len(vectors)))
         return scores
 
 
@@ -273,21 +273,20 @@ class CollapseMonitors:
 class Classifier:
     """The model's own head, for a supervised or fine-tuned checkpoint: nothing is trained."""
 
-    def run(self, sets: Sets) -> list[Score]:
+    def run(self, data: ProbeData) -> list[Score]:
         """Classify the images that are scored."""
-        encoder = sets.encoder
-        require_same_classes(encoder.saved, encoder.objective, sets.data)
+        classifier = require_same_classes(data.model, data.images)
         predicted, labels = [], []
-        for batch in sets.data.evaluation_dataloader(sets.scored, sets.store.limit):
-            predicted.append(encoder.logits(batch.images).argmax(dim=1))
+        for batch in data.images.evaluation_dataloader(data.scored, data.store.limit):
+            predicted.append(data.model.logits(batch.images).argmax(dim=1))
             labels.append(batch.labels.cpu())
         count = sum(map(len, labels))
         accuracy = accuracy_of(torch.cat(predicted), torch.cat(labels))
         return [
             Score(
-                encoder.name,
+                data.model.name,
                 "classifier",
-                encoder.objective.pool,
+                classifier.pool,
                 "accuracy",
                 accuracy,
                 count,

@@ -1,10 +1,11 @@
-"""A folder's images -> a table of vectors on disk, in constant memory; a run that was killed goes on where it was.
+"""A folder's images -> a table of vectors on disk, in constant memory; a killed run is resumed.
 
-    out.parquet.parts/00000.parquet, ...   one finished chunk of images each, under about.json, which says of what
+    out.parquet.parts/00000.parquet, ...   one finished chunk of images each
+    out.parquet.parts/about.json           what the chunks are made of: images, model, precision, …
     out.parquet                            all of them, one row group each, when the last is there
 
-Chunks begin at the same images whenever they are made and batches do not cross them, so the table of a run that was
-killed is that of one that was not, byte for byte.
+A chunk begins at the same image in every run and no batch crosses its end, so a resumed run writes the same bytes as
+one that was never killed.
 
 Shapes: B images of a batch, D width.
 """
@@ -26,20 +27,20 @@ from vitmae.probes.feature_cache import hash_weights
 from vitmae.trained.images import FolderImages
 from vitmae.trained.model import Model, Pooling
 
-_CHUNK = 1024  # images, rounded to whole batches: a few MB of vectors, and what is done again after a kill
+_CHUNK = 1024  # images, rounded to whole batches: a few MB of vectors, and the most that a resumed run computes again
 _SAMPLE = 1000  # files whose size and time tell whether a folder has changed
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What came of it.
+class EmbeddedFolder:
+    """What was written.
 
     Attributes:
         count: images in the table.
         width: D.
         unreadable: one line for each file that was left out; of those met in this run.
-        resumed: images that an earlier run had done.
+        resumed: images whose vectors an earlier run had written.
     """
 
     count: int
@@ -56,20 +57,20 @@ def embed_folder(
     pooling: Pooling | None,
     batch_size: int,
     num_workers: int | Literal["auto"],
-) -> Embedded:
+) -> EmbeddedFolder:
     """Write `path` and `vector` of every image.
 
     Args:
         model: see `vitmae.load`.
-        folder: the images, as the model is shown them.
+        folder: the images, with the model's preprocessing.
         out: the table, a Parquet file.
         pooling: see `Model.encode`.
         batch_size: images at once.
         num_workers: processes that decode.
 
     Raises:
-        UserError: the table is there already, cannot be written, or was begun with other images, another model or
-            another batch size, or an image cannot be read.
+        UserError: the table is there already, cannot be written, or was begun with other images, another model,
+            precision or batch size, or an image cannot be read.
     """
     if out.exists():
         raise UserError(f"out={out} is there already: remove it, or give another name")
@@ -82,25 +83,25 @@ def embed_folder(
         done += 1
     resumed = min(done * chunk, len(folder))
     if resumed:
-        _log.info("going on after %d of %d images", resumed, len(folder))
+        _log.info("resumed after %d of %d images", resumed, len(folder))
     names: list[str] = []
     vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     unreadable: list[str] = []
-    seen = resumed
+    read = resumed
     for batch in folder.batches(batch_size, num_workers, first=resumed):
         if batch.numbers:
             vectors.append(model.encode_batch(batch.images, pooling).numpy())  # (B, D)
         names += [folder.name(number) for number in batch.numbers]
         unreadable += batch.unreadable
-        seen += len(batch.numbers) + len(batch.unreadable)
-        if seen % chunk == 0 or seen == len(folder):
+        read += len(batch.numbers) + len(batch.unreadable)
+        if read % chunk == 0 or read == len(folder):
             with atomic_write(_part(parts, done)) as file:
                 pq.write_table(_table(names, vectors), file)
             names, vectors, done = [], [], done + 1
-            _log.info("%d of %d images", seen, len(folder))
+            _log.info("%d of %d images", read, len(folder))
     count, width = _join(parts, len(starts), out)
     shutil.rmtree(parts)
-    return Embedded(count, width, unreadable, resumed)
+    return EmbeddedFolder(count, width, unreadable, resumed)
 
 
 def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_size: int) -> dict[str, Any]:
@@ -109,6 +110,8 @@ def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_si
     return {
         "images": folder.files.fingerprint(sample),
         "model": hash_weights(model.objective),
+        "precision": model.precision,
+        "crop_pct": folder.preprocess.crop_pct,
         "pooling": pooling,
         "batch_size": batch_size,
         "skip_unreadable": folder.skip_unreadable,
@@ -116,7 +119,7 @@ def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_si
 
 
 def _begin(parts: Path, about: dict[str, Any]) -> None:
-    """Take up what was begun, if it is of the same; otherwise begin."""
+    """Make the folder of chunks; one that is there must be of the same content."""
     file = parts / "about.json"
     if file.exists():
         try:

@@ -30,13 +30,13 @@ Images = ImageLike | Sequence[ImageLike]
 _IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of PIL's
 
 
-class See(NamedTuple):
-    """How a model is shown images.
+class Preprocessing(NamedTuple):
+    """What happens to an image before the model: decoded, cropped at the centre and resized, exactly as in evaluation.
 
     Attributes:
         img_size: (h, w).
         in_chans: C.
-        crop_pct: the share of an image's shorter side that is kept; an image of exactly (h, w) is left as it is.
+        crop_pct: the share of an image's shorter side that is kept.
     """
 
     img_size: Size
@@ -44,7 +44,7 @@ class See(NamedTuple):
     crop_pct: float
 
     def __call__(self, image: ImageLike, name: str) -> Tensor:
-        """One image: decoded, cropped at the centre and resized: (C, h, w) uint8.
+        """One image: (C, h, w) uint8.
 
         Raises:
             UserError: it cannot be read; the line begins with its name.
@@ -54,11 +54,9 @@ class See(NamedTuple):
         except (UnreadableImage, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{name}: ").split())
             raise UserError(f"{name} cannot be read ({reason})") from error
-        size = torch.tensor(pixels.shape[:2])[:, None]
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        if tensor.shape[1:] == self.img_size:
-            return tensor
-        return resize_box(tensor, central_boxes(size[0], size[1], self.img_size, self.crop_pct)[0], self.img_size)
+        heights, widths = torch.tensor(pixels.shape[:2])[:, None]
+        box = central_boxes(heights, widths, self.img_size, self.crop_pct)[0]
+        return resize_box(torch.from_numpy(pixels).permute(2, 0, 1), box, self.img_size)
 
 
 def each(images: Images) -> list[tuple[str, ImageLike]]:
@@ -98,7 +96,7 @@ def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
     return decode(file.getvalue(), in_chans, name)
 
 
-class Shown(NamedTuple):
+class FolderBatch(NamedTuple):
     """A batch of a folder's images.
 
     Attributes:
@@ -117,7 +115,7 @@ class FolderImages:
 
     Args:
         images: a folder, whose subfolders are looked into; a glob; a text file with a path per line; or one image.
-        see: how they are shown.
+        preprocess: what happens to each, see `Model.preprocess`.
         skip_unreadable: leave out what cannot be read; otherwise it is an error.
 
     Attributes:
@@ -127,8 +125,8 @@ class FolderImages:
         UserError: there is no image.
     """
 
-    def __init__(self, images: str, see: See, skip_unreadable: bool) -> None:
-        self.see, self.skip_unreadable = see, skip_unreadable
+    def __init__(self, images: str, preprocess: Preprocessing, skip_unreadable: bool) -> None:
+        self.preprocess, self.skip_unreadable = preprocess, skip_unreadable
         self.files = _list_files(images)
 
     def __len__(self) -> int:
@@ -138,7 +136,7 @@ class FolderImages:
         """The path of a file."""
         return self.files.name(number)
 
-    def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[Shown]:
+    def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[FolderBatch]:
         """All images from the `first` on, in their order.
 
         Args:
@@ -156,20 +154,20 @@ class _FolderReader:
     def __init__(self, folder: FolderImages, first: int) -> None:
         self.folder, self.first = folder, first
 
-    def __getitem__(self, request: Request) -> Shown:
+    def __getitem__(self, request: Request) -> FolderBatch:
         folder = self.folder
         images, numbers, unreadable = [], [], []
         for number in (self.first + request.indices).tolist():
             name = folder.name(number)
             try:
-                images.append(folder.see(name, name))
+                images.append(folder.preprocess(name, name))
                 numbers.append(number)
             except UserError as error:
                 if not folder.skip_unreadable:
                     raise UserError(f"{error}: replace it, or set on_error=skip") from error
                 unreadable.append(str(error))
-        empty = torch.empty(0, folder.see.in_chans, *folder.see.img_size, dtype=torch.uint8)
-        return Shown(torch.stack(images) if images else empty, numbers, unreadable)
+        empty = torch.empty(0, folder.preprocess.in_chans, *folder.preprocess.img_size, dtype=torch.uint8)
+        return FolderBatch(torch.stack(images) if images else empty, numbers, unreadable)
 
 
 def _list_files(images: str) -> FileImages:

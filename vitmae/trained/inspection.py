@@ -39,6 +39,7 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
 
     The memory is that of L * B * h * T^2 numbers: a few images at once.
     """
+    # timm's AttentionExtract gives the same numbers, but leaves its hooks in the model, and its fx way cannot trace it
     maps: list[Tensor] = []
 
     def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -2,101 +2,100 @@
 
     image (path, PIL image, array, tensor) -> crop and resize as in evaluation -> normalise as in training -> model
 
-Nothing is masked and nothing is random but the mask that `reconstruct` is asked for.
+Nothing is masked and nothing is random but the mask that `reconstruct` is asked for. Probes see a checkpoint through
+the same class, so what they score is what a user gets.
 
 Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patches, D width, K classes.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vitmae.allocator import keep_freed_memory
+from vitmae.backbones.backbone import use_fused_attention
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.models.protocols import Classifies, Reconstructs, declared
+from vitmae.probes.features import Features, extract_batches
 from vitmae.randomness import fold, fold_indices
+from vitmae.runs.preflight import resolve_precision
 from vitmae.runs.resume import find_checkpoint
-from vitmae.tokens.masking import Mask, draw_mask, mask_from_tensor
+from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.trained.device import find_device
-from vitmae.trained.images import Images, See, each
+from vitmae.trained.images import Images, Preprocessing, each
+from vitmae.trained.masks import MaskLike, patch_mask
+from vitmae.trained.reconstruction import Reconstruction
+from vitmae.weights.load import load_weights
 from vitmae.weights.read import local
-from vitmae.weights.saved import Saved, crop_pct, read_saved, rebuild
+from vitmae.weights.saved import Saved, as_source, build_objective, read_saved, rebuild
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MaskLike = float | Literal["random", "block", "grid"] | np.ndarray[Any, Any] | Tensor | None
-"""A ratio; a kind, at the ratio of the training; or one's own, True where hidden, for the patches (grid_h, grid_w) or
-the pixels (H, W), one for all images or one each; None: as in training."""
 Pooling = Literal["cls", "avg", "patches"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Images with a part hidden, and what the model makes of it; pictures are in [0, 1].
-
-    Attributes:
-        original: (B, C, H, W).
-        masked: what the model saw, grey where hidden.
-        prediction: of every patch.
-        pasted: the prediction where hidden, the original elsewhere.
-        mask: (B, grid_h, grid_w) bool, True where hidden.
-        error: (B, grid_h, grid_w) squared error of each patch's prediction in the units of the loss; nan where visible.
-        target: one line that says what is predicted.
-    """
-
-    original: Tensor
-    masked: Tensor
-    prediction: Tensor
-    pasted: Tensor
-    mask: Tensor
-    error: Tensor
-    target: str
-
-    @property
-    def score(self) -> Tensor:
-        """Of each image, its mean error over hidden patches: (B,). Large where an image is unlike those trained on."""
-        return self.error.nanmean(dim=(1, 2))
-
-    def figure(self) -> "Figure":
-        """The four pictures of each image side by side, as a matplotlib figure."""
-        from vitmae.plots.reconstruction import reconstruction_figure
-
-        pictures = (self.original, self.masked, self.prediction, self.pasted)
-        return reconstruction_figure(*pictures, self.target, max_images=len(self.original))
+_log = logging.getLogger(__name__)
 
 
 class Model:
-    """A trained model; `vitmae.load` makes it.
+    """A trained model, frozen; `vitmae.load` makes it.
 
     Args:
         saved: what was read.
         device: where it runs.
+        precision: what it computes in: 32-true, bf16-mixed, or auto: the latter where the device computes in it.
+        img_size: (H, W) of the images to come; None as it was trained. Positions are interpolated.
+        untrained: fresh weights of the same settings and seed instead of those saved.
 
     Attributes:
-        objective: the LightningModule, in eval mode.
+        name: "trained" or "untrained".
+        saved: what was read.
+        objective: the LightningModule, in eval mode, without gradients.
         backbone: its encoder.
         class_names: one per class; None where they are not known.
         img_size: (H, W) in pixels: other images are cropped at the centre and resized.
         grid_size: (grid_h, grid_w).
-        see: how images are prepared.
+        preprocess: what happens to an image before the model.
+        precision: 32-true or bf16-mixed.
+        autocast: the type of autocast; None computes in float32.
+
+    Raises:
+        UserError: there is no such precision, or the images' size does not fit the patches.
     """
 
-    def __init__(self, saved: Saved, device: torch.device) -> None:
-        self.objective = rebuild(saved).to(device)
-        self.objective.requires_grad_(False)
+    def __init__(
+        self,
+        saved: Saved,
+        device: torch.device,
+        precision: Precision = "auto",
+        *,
+        img_size: Size | None = None,
+        untrained: bool = False,
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise UserError(f"precision={precision}: must be one of {', '.join(get_args(Precision))}")
+        self.name, self.saved, self.device = "untrained" if untrained else "trained", saved, device
+        seen = saved if img_size in (None, saved.img_size) else saved.at_size(img_size)
+        self.objective = _build(saved, seen, untrained).eval().requires_grad_(False).to(device)
         self.backbone = self.objective.backbone
         self.class_names: list[str] | None = saved.facts.get("class_names")
         self.img_size: Size = self.backbone.img_size
         self.grid_size: Size = self.backbone.grid_size
-        self.see = See(self.img_size, self.backbone.in_chans, crop_pct(saved.settings))
-        self.device = device
-        self._saved = saved
+        self.preprocess = Preprocessing(self.img_size, self.backbone.in_chans, seen.crop_pct)
+        self.precision = str(resolve_precision(precision, device.type))
+        self.autocast = torch.bfloat16 if self.precision == "bf16-mixed" else None
+        use_fused_attention(self.objective, device.type != "cpu" or self.autocast is None)
+        if device.type == "cpu":
+            keep_freed_memory()
+
+    def features(self, batches: Iterable[Batch], patches: bool = False) -> Iterator[Features]:
+        """Features for probes, batch by batch, see `vitmae.probes.features.extract_batches`."""
+        normalize = self.objective.normalize
+        return extract_batches(self.backbone, batches, normalize, patches=patches, autocast=self.autocast)
 
     def encode(self, images: Images, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
         """Encode whole images, nothing hidden: one vector per image, (B, D), or (B, N, D), float32 on the CPU.
@@ -110,24 +109,32 @@ class Model:
         Raises:
             UserError: an image cannot be read, or the backbone has no CLS token.
         """
-        if pooling not in (None, "cls", "avg", "patches"):
-            raise UserError(f"pooling={pooling}: one of cls, avg, patches is wanted")
-        if pooling == "cls" and not self.backbone.has_cls:
-            raise UserError("pooling=cls: this backbone has no CLS token: use avg")
+        self._check_pooling(pooling)
         return torch.cat([self.encode_batch(batch, pooling) for batch in self._batches(images, batch_size)])
 
     @torch.no_grad()
     def encode_batch(self, images: Tensor, pooling: Pooling | None = None) -> Tensor:
         """`encode` for images that are prepared: (B, C, H, W) uint8 -> (B, D) or (B, N, D)."""
-        latent = self.backbone(self.objective.normalize(images.to(self.device)))  # (B, prefix + N, D)
-        if pooling is None and hasattr(self.objective, "pooled"):
-            vectors = self.objective.pooled(latent)
-        elif pooling == "cls":
-            vectors = latent[:, 0]
-        else:
-            vectors = latent[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
-            vectors = vectors if pooling == "patches" else vectors.mean(dim=1)
-        return vectors.float().cpu()
+        self._check_pooling(pooling)
+        with self._autocast():
+            latent = self.backbone(self.objective.normalize(images.to(self.device)))  # (B, prefix + N, D)
+            classifier = declared(self.objective, Classifies)
+            if pooling is None and classifier is not None:
+                return classifier.pooled(latent).float().cpu()
+        latent = latent.float()  # before the mean, as for probes
+        if pooling == "cls":
+            return latent[:, 0].cpu()
+        tokens = latent[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
+        return (tokens if pooling == "patches" else tokens.mean(dim=1)).cpu()
+
+    def _check_pooling(self, pooling: Pooling | None) -> None:
+        if pooling not in (None, *get_args(Pooling)):
+            raise UserError(f"pooling={pooling}: must be one of {', '.join(get_args(Pooling))}")
+        if pooling == "cls" and not self.backbone.has_cls:
+            raise UserError("pooling=cls: this backbone has no CLS token: use avg")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, self.autocast is not None)
 
     def predict(self, images: Images, top: int = 5) -> list[dict[str, float]]:
         """Classify: for each image its likeliest classes and their probabilities, the likeliest first.
@@ -139,19 +146,24 @@ class Model:
         Raises:
             UserError: the model has no classifier, or an image cannot be read.
         """
-        if not self._saved.is_full or not hasattr(self.objective, "pooled"):
-            raise UserError(
-                f"{self._saved.path} holds no classifier: train one with model=vit backbone.weights={self._saved.path}"
-            )
-        names = self.class_names or [str(k) for k in range(self.objective.num_classes)]
+        classifier = declared(self.objective, Classifies)
+        if classifier is None or not self.saved.is_full:
+            path = self.saved.path
+            raise UserError(f"{path} holds no classifier: train one with model=vit backbone.weights={path}")
+        names = self.class_names or [str(k) for k in range(classifier.num_classes)]
         answers = []
         for batch in self._batches(images, 64):
-            with torch.no_grad():
-                logits = self.objective(self.objective.normalize(batch.to(self.device)))  # (B, K)
-            best = logits.float().softmax(dim=1).cpu().topk(min(top, len(names)), dim=1)
+            best = self.logits(batch).softmax(dim=1).topk(min(top, len(names)), dim=1)
             for probabilities, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 answers.append({names[k]: p for k, p in zip(classes, probabilities, strict=True)})
         return answers
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """What a classifier says of images that are prepared: (B, C, H, W) uint8 -> (B, K) float32, on the CPU."""
+        with self._autocast():
+            logits: Tensor = self.objective(self.objective.normalize(images.to(self.device)))
+        return logits.float().cpu()
 
     def reconstruct(self, images: Images, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
         """Hide a part of images and predict it from the rest.
@@ -171,53 +183,36 @@ class Model:
     @torch.no_grad()
     def reconstruct_batch(self, images: Tensor, mask: Mask) -> Reconstruction:
         """`reconstruct` for images that are prepared: (B, C, H, W) uint8."""
-        self.require_decoder()
-        objective = self.objective
+        objective = self.require_decoder()
         images, mask = images.to(self.device), Mask(*(part.to(self.device) for part in mask))
         unused = torch.zeros(len(images), dtype=torch.int64, device=self.device)
-        panel = objective.panel(Batch(images, unused, unused, 0), mask)
-        normalized = objective.normalize(images)
-        hidden = objective.decoder(objective.encode(normalized, mask), mask, mask.ids_hide)  # (B, N - n, P)
-        squared = (hidden.float() - objective.target(normalized, mask.ids_hide)).square().mean(dim=2)
-        error = torch.full(mask.mask.shape, float("nan"), device=self.device).scatter(1, mask.ids_hide, squared)
+        with self._autocast():
+            panel = objective.panel(Batch(images, unused, unused, 0), mask)
+            error = objective.errors(self.objective.normalize(images), mask)  # (B, N)
         return Reconstruction(
             panel.original.cpu(),
             panel.masked.cpu(),
             panel.prediction.cpu(),
             panel.pasted.cpu(),
             mask.mask.view(-1, *self.grid_size).cpu(),
-            error.view(-1, *self.grid_size).cpu(),
+            error.float().view(-1, *self.grid_size).cpu(),
             panel.target,
         )
 
-    def require_decoder(self) -> None:
-        """Refuse to reconstruct with a decoder that was never trained.
+    def require_decoder(self) -> Reconstructs:
+        """The objective, as one that reconstructs.
 
         Raises:
-            UserError: there is none.
+            UserError: it does not, or its decoder was never trained.
         """
-        if self._saved.objective != "MAE" or not self._saved.is_full:
-            others = {"Supervised": "a classifier", "MaskedPatch": "a masked patch predictor"}
-            what = others.get(self._saved.objective, "an encoder alone")
+        objective = declared(self.objective, Reconstructs)
+        if objective is None or not self.saved.is_full:
+            what = f"a run of the objective '{self.objective.title}'" if self.saved.is_full else "an encoder alone"
             raise UserError(
-                f"{self._saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
+                f"{self.saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
                 "use a run of model=mae, or its full export"
             )
-
-    def prepare(self, images: Images) -> Tensor:
-        """Images of any kind, decoded, cropped at the centre and resized: (B, C, H, W) uint8.
-
-        An image of exactly the model's size is left as it is.
-
-        Raises:
-            UserError: one of them cannot be read.
-        """
-        return torch.stack([self.see(image, name) for name, image in each(images)])
-
-    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
-        named = each(images)
-        for start in range(0, len(named), batch_size):
-            yield torch.stack([self.see(image, name) for name, image in named[start : start + batch_size]])
+        return objective
 
     def mask(self, mask: MaskLike, keys: Tensor) -> Mask:
         """What `mask` means for images with these random keys (B,).
@@ -225,38 +220,53 @@ class Model:
         Raises:
             UserError: the model has no trained decoder, or the mask does not fit.
         """
-        self.require_decoder()
+        objective = self.require_decoder()
         if mask is None or isinstance(mask, str | float | int):
-            ratio = self.objective.mask_ratio if mask is None or isinstance(mask, str) else float(mask)
-            kind = self.objective.mask_kind if mask is None else mask if isinstance(mask, str) else "random"
-            if kind not in ("random", "block", "grid"):
-                raise UserError(f"mask={kind}: a ratio, one of random, block, grid, or a mask of your own is wanted")
-            if not 0 <= ratio <= 1:  # nor is it nan
-                raise UserError(f"mask={mask}: a ratio between 0 and 1 is wanted")
+            ratio = None if mask is None or isinstance(mask, str) else float(mask)
+            kind = None if mask is None else mask if isinstance(mask, str) else "random"
+            if kind not in (None, "random", "block", "grid"):
+                raise UserError(f"mask={kind}: must be a ratio, one of random, block, grid, or a mask of your own")
+            if ratio is not None and not 0 <= ratio <= 1:  # nor is it nan
+                raise UserError(f"mask={mask}: must be a ratio between 0 and 1")
             try:
-                return draw_mask(keys, self.grid_size, ratio, kind)
+                return objective.draw_mask(keys, ratio, kind)
             except UserError as error:
                 raise UserError(str(error).replace("model.mask_ratio=", "mask=")) from error
         planes = patch_mask(torch.as_tensor(mask) > 0, self.img_size, self.grid_size)
         return mask_from_tensor(planes.expand(len(keys), -1, -1))
 
+    def prepare(self, images: Images) -> Tensor:
+        """Images of any kind, decoded, cropped at the centre and resized as in evaluation: (B, C, H, W) uint8.
 
-def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
-    """Which patches a mask hides: of patches (grid_h, grid_w) or pixels (H, W), or (B, …) -> (1 or B, grid_h, grid_w).
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        return torch.stack([self.preprocess(image, name) for name, image in each(images)])
 
-    A patch is hidden if any of its pixels is.
+    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
+        named = each(images)
+        for start in range(0, len(named), batch_size):
+            yield torch.stack([self.preprocess(image, name) for name, image in named[start : start + batch_size]])
 
-    Raises:
-        UserError: the mask has another size.
-    """
-    planes = mask[None] if mask.ndim == 2 else mask
-    if planes.ndim == 3 and planes.shape[1:] == grid_size:
-        return planes
-    if planes.ndim != 3 or planes.shape[1:] != img_size:
-        shapes = f"{grid_size} for patches, {img_size} for pixels"
-        raise UserError(f"the mask has shape {tuple(mask.shape)}: one of {shapes} is wanted")
-    cells = planes.unflatten(1, (grid_size[0], -1)).unflatten(3, (grid_size[1], -1))  # (B, grid_h, ph, grid_w, pw)
-    return cells.any(dim=4).any(dim=2)
+
+def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
+    """The objective for images as they are `seen`, with the saved weights or fresh ones."""
+    if untrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(saved.settings.get("seed", 0))
+            return build_objective(seen)
+    if seen is saved:
+        return rebuild(saved)
+    objective = build_objective(seen)
+    report = load_weights(objective, as_source(saved, str(saved.path)))
+    _log.info(
+        "trained at %d x %d, seen at %d x %d: %.1f%% of the encoder interpolated, %.1f%% as it was",
+        *saved.img_size,
+        *seen.img_size,
+        100 * report.share("encoder", "resampled", "recomputed"),
+        100 * report.share("encoder", "loaded"),
+    )
+    return objective
 
 
 def find_model(ckpt: str, runs: str) -> Path:
@@ -280,7 +290,12 @@ def find_model(ckpt: str, runs: str) -> Path:
         raise UserError(str(error).replace(", or leave ckpt= out", "")) from error
 
 
-def open_model(path: str | Path, device: str | torch.device | None = None, trust: Sequence[str] = ()) -> Model:
+def open_model(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    trust: Sequence[str] = (),
+) -> Model:
     """See `vitmae.load`."""
     found = find_device(device)  # before a large file is read
-    return Model(read_saved(local(str(path)), trust), found)
+    return Model(read_saved(local(str(path)), trust), found, precision)

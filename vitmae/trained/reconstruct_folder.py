@@ -12,7 +12,7 @@ Shapes: B images of a batch, N = grid_h * grid_w patches.
 import csv
 import heapq
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +21,21 @@ import torch
 from torch import Tensor
 
 from vitmae.atomic import make_folder
-from vitmae.data.crops import central_boxes, resize_mask
-from vitmae.data.decode import UnreadableImage, decode
 from vitmae.errors import UserError
 from vitmae.plots.error_map import error_map_figure
 from vitmae.randomness import fold, fold_each, fold_indices, uniform
 from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.trained.images import FolderImages
-from vitmae.trained.model import MaskLike, Model, Reconstruction
+from vitmae.trained.masks import MaskLike
+from vitmae.trained.model import Model
+from vitmae.trained.reconstruction import Reconstruction
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What came of it.
+class ReconstructedFolder:
+    """What was written.
 
     Attributes:
         count: images that were scored.
@@ -78,15 +78,8 @@ def reconstruct_passes(model: Model, images: Tensor, keys: Tensor, passes: int) 
         hidden = part.mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, None]  # (B, 1, H, W)
         prediction = torch.where(hidden, part.prediction, prediction)
         error = torch.where(part.mask, part.error, error)
-    return Reconstruction(
-        parts[0].original,
-        parts[0].masked,
-        prediction,
-        prediction,
-        torch.ones_like(parts[0].mask),
-        error,
-        parts[0].target,
-    )
+    everywhere = torch.ones_like(parts[0].mask)
+    return replace(parts[0], prediction=prediction, pasted=prediction, mask=everywhere, error=error)
 
 
 def reconstruct_folder(
@@ -100,12 +93,12 @@ def reconstruct_folder(
     batch_size: int,
     num_workers: int | Literal["auto"],
     seed: int,
-) -> Scored:
+) -> ReconstructedFolder:
     """Write scores, errors and pictures.
 
     Args:
-        model: a masked autoencoder with its decoder.
-        folder: the images, as the model is shown them.
+        model: one that reconstructs, with its decoder.
+        folder: the images, with the model's preprocessing.
         out: a folder to be made.
         mask: see `Model.reconstruct`.
         passes: hide each patch once, in so many passes, instead of by `mask`.
@@ -150,7 +143,7 @@ def reconstruct_folder(
     (out / "panels").mkdir()
     for place, (score, number) in enumerate(sorted(oddest, reverse=True), start=1):
         _draw(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
-    return Scored(len(scores), float(np.mean(scores)), unreadable)
+    return ReconstructedFolder(len(scores), float(np.mean(scores)), unreadable)
 
 
 def _check_masks(model: Model, mask: MaskLike, passes: int | None) -> None:
@@ -181,9 +174,9 @@ def _draw(
     seed: int,
     path: Path,
 ) -> None:
-    """One picture; the image is read and predicted again, so that none have to be kept."""
+    """One picture; the image is read and predicted again, so that none has to be held in memory."""
     name = folder.name(number)
-    result = _reconstruct(model, folder.see(name, name)[None], [number], mask, passes, seed)
+    result = _reconstruct(model, folder.preprocess(name, name)[None], [number], mask, passes, seed)
     pictures = {"original": result.original[0]}
     if passes is None:
         pictures |= {"masked": result.masked[0], "prediction": result.prediction[0], "pasted": result.pasted[0]}
@@ -191,27 +184,3 @@ def _draw(
         pictures |= {"each patch from the others": result.prediction[0]}
     figure = error_map_figure(pictures, result.error[0], f"{Path(name).name}   score {score:.4g}", result.target)
     figure.savefig(path, dpi=110)
-
-
-def read_mask(mask: float | str | None, model: Model) -> MaskLike:
-    """A mask as a setting gives it: a ratio, a kind, or the path of a picture, which hides where it is bright.
-
-    A picture is cropped and resized as the images are, so it may be drawn on one of them.
-
-    Raises:
-        UserError: it is none of these, or the picture cannot be read.
-    """
-    if mask is None or not isinstance(mask, str) or mask in ("random", "block", "grid"):
-        return mask  # type: ignore[return-value]
-    path = Path(mask).expanduser()
-    if not path.is_file():
-        raise UserError(f"mask={mask}: a ratio, random, block, grid, or the file of a picture is wanted")
-    try:
-        pixels = decode(path.read_bytes(), 1, mask)  # (height, width, 1)
-    except UnreadableImage as error:
-        raise UserError(f"mask={mask} cannot be read ({str(error).removeprefix(f'{mask}: ')})") from error
-    plane = torch.from_numpy(pixels[..., 0]) > 127
-    if plane.shape in (model.img_size, model.grid_size):
-        return plane
-    height, width = torch.tensor(plane.shape)[:, None]
-    return resize_mask(plane, central_boxes(height, width, model.img_size, model.see.crop_pct)[0], model.img_size)

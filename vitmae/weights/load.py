@@ -75,7 +75,7 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module, source: str, *, min_match: float = MIN_MATCH, trust: Sequence[str] = ()
+    model: nn.Module, source: str | Source, *, min_match: float = MIN_MATCH, trust: Sequence[str] = ()
 ) -> LoadReport:
     """Load weights from elsewhere into an objective or a backbone, in place.
 
@@ -84,14 +84,14 @@ def load_weights(
 
     Args:
         model: a `Backbone`, or an objective that has one.
-        source: a path, a timm name or a hub repository, see `read_weights`.
+        source: a path, a timm name or a hub repository, see `read_weights`; or what was read already.
         min_match: the share of the encoder's values that must come from the source.
         trust: see `read_weights`.
 
     Raises:
         UserError: the source cannot be read, or less of the encoder matches.
     """
-    weights = read_weights(source, trust)
+    weights = source if isinstance(source, Source) else read_weights(source, trust)
     fits = fit(weights, model)
     used = {fit.name for fit in fits if fit.fate != "new"}
     unused = [theirs for ours, theirs in weights.names.items() if ours not in used]
@@ -99,7 +99,7 @@ def load_weights(
     match = report.share("encoder")
     if match < min_match:
         raise UserError(
-            f"{source}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
+            f"{weights.name}: {match:.2%} of the encoder match, and {min_match:.0%} are wanted "
             f"({_reason(report)}): choose the backbone that it was made for, or set weights_min_match=0"
         )
     _write(model, fits)

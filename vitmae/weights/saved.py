@@ -8,7 +8,7 @@ Building again calls what the settings name, so they are read only if they name 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone
+from vitmae.centre_crop import kept_share
 from vitmae.classes import check_classes
-from vitmae.config import build, check_settings
+from vitmae.config import build, check_settings, locate
 from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
 from vitmae.tensor_files import read_file, read_json
-from vitmae.tokens.patches import pair
+from vitmae.tokens.patches import Size, pair
 from vitmae.weights.source import Source
 
 _CHECKPOINTS = ("best.ckpt", "last.ckpt")
@@ -35,8 +36,8 @@ class Saved:
         path: the file or folder that was read.
         state: of the objective, under its own names.
         settings: of the run, as plain values.
-        facts: what else is known, as far as it is: ``class_names``, ``metrics``, ``license`` and ``initial_weights``,
-            ``git_commit``.
+        facts: what else is known, as far as it is: ``class_names``, ``crop_pct``, ``metrics``, ``license`` and
+            ``initial_weights``, ``git_commit``.
     """
 
     path: Path
@@ -50,9 +51,31 @@ class Saved:
         return str(self.settings["model"]["_target_"]).rpartition(".")[2]
 
     @property
+    def objective_class(self) -> Any:
+        """The objective's class."""
+        return locate(self.settings["model"]["_target_"])
+
+    @property
     def is_full(self) -> bool:
         """Whether the decoder or head is there too."""
         return bool(self.facts.get("what", "full") == "full")
+
+    @property
+    def img_size(self) -> Size:
+        """(H, W) of the images that it sees."""
+        return pair(self.settings["backbone"]["img_size"])
+
+    @property
+    def crop_pct(self) -> float:
+        """The share of an image's shorter side that its run's validation kept, or keeps by the rule."""
+        known = self.facts.get("crop_pct")  # a run of an earlier version does not say
+        return known or kept_share(self.settings.get("data", {}).get("crop_pct"), self.img_size)
+
+    def at_size(self, img_size: Size) -> "Saved":
+        """The same weights under the settings of another image size (H, W)."""
+        settings = {**self.settings, "backbone": {**self.settings["backbone"], "img_size": list(img_size)}}
+        facts = {name: fact for name, fact in self.facts.items() if name != "crop_pct"}  # null may differ here
+        return replace(self, settings=settings, facts=facts)
 
 
 def find_saved(path: Path) -> Path | None:
@@ -200,11 +223,3 @@ def rebuild(saved: Saved) -> Any:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{saved.path}: its weights are not those of its settings ({reason})") from error
     return objective.eval()
-
-
-def crop_pct(settings: Mapping[str, Any]) -> float:
-    """The share of an image's shorter side that a run saw in evaluation: as set, else as for photographs."""
-    given = settings.get("data", {}).get("crop_pct")
-    if given is not None:
-        return float(given)
-    return 0.875 if 96 <= min(pair(settings["backbone"]["img_size"])) <= 224 else 1.0

@@ -70,6 +70,7 @@ def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
         "mean": objective.mean.flatten().tolist(),
         "std": objective.std.flatten().tolist(),
         "class_names": saved.facts.get("class_names"),
+        "crop_pct": saved.crop_pct,
         "initial_weights": saved.facts.get("initial_weights"),
         "license": saved.facts.get("license"),
         "metrics": saved.facts.get("metrics"),

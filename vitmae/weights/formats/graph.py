@@ -22,7 +22,7 @@ from vitmae.weights.formats.plain_vit import require_encoder_only
 from vitmae.weights.saved import Saved
 
 
-class Encoder(nn.Module):
+class EncoderGraph(nn.Module):
     """An objective's encoder from pixels in [0, 1]."""
 
     def __init__(self, objective: Any) -> None:
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         return latent
 
 
-class Classifier(Encoder):
+class ClassifierGraph(EncoderGraph):
     """A classifier from pixels in [0, 1]."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Classifier(Encoder):
         return logits
 
 
-class Reconstruction(Encoder):
+class ReconstructionGraph(EncoderGraph):
     """A masked autoencoder from pixels in [0, 1] and one number per patch that decides what is hidden."""
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -99,12 +99,12 @@ def _program(objective: Any, saved: Saved, what: str, layout: str) -> tuple[Any,
     backbone = objective.backbone
     images = torch.rand(2, backbone.in_chans, *backbone.img_size)
     if what == "encoder":
-        module, inputs, outputs = Encoder(objective), {"images": images}, ["latent"]
+        module, inputs, outputs = EncoderGraph(objective), {"images": images}, ["latent"]
     elif objective.published_as == "vit_classifier":
-        module, inputs, outputs = Classifier(objective), {"images": images}, ["logits"]
+        module, inputs, outputs = ClassifierGraph(objective), {"images": images}, ["logits"]
     elif objective.published_as == "vit_mae":
         inputs = {"images": images, "noise": torch.rand(2, backbone.num_patches)}
-        module, outputs = Reconstruction(objective), ["prediction", "mask"]
+        module, outputs = ReconstructionGraph(objective), ["prediction", "mask"]
     else:
         require_encoder_only(saved.objective, what, layout)
     batch = torch.export.Dim("batch", min=1)

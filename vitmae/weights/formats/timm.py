@@ -19,7 +19,7 @@ from vitmae.errors import UserError
 from vitmae.tensor_files import read_file, read_json
 from vitmae.tokens.patches import Size, pair
 from vitmae.weights.formats.plain_vit import require_encoder_only
-from vitmae.weights.saved import Saved, crop_pct
+from vitmae.weights.saved import Saved
 from vitmae.weights.source import ENCODER, Source, from_timm, not_fetched, published_license, translate, without_prefix
 
 LANDMARK = "patch_embed.proj.weight"
@@ -136,7 +136,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
             "input_size": [backbone.in_chans, *backbone.img_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": crop_pct(saved.settings),
+            "crop_pct": saved.crop_pct,
             "crop_mode": "center",
             "mean": objective.mean.flatten().tolist(),
             "std": objective.std.flatten().tolist(),
