@@ -1,3 +1,6 @@
+import os
+from stat import S_ISDIR
+
 import pytest
 
 from vitmae.atomic import atomic_write, remove_parts
@@ -11,6 +14,29 @@ def test_a_reader_sees_the_old_content_until_the_new_is_complete(tmp_path):
         file.flush()
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new" * 100_000
+
+
+def test_the_file_is_on_disk_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        state = os.fstat(descriptor)
+        calls.append("sync folder" if S_ISDIR(state.st_mode) else f"sync {state.st_size} bytes")
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        calls.append(f"rename to {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert calls == ["sync 3 bytes", "rename to file", "sync folder"]
+    calls.clear()
+    with atomic_write(tmp_path / "file", durable=False) as file:
+        file.write(b"newer")
+    assert calls == ["rename to file"]
 
 
 def test_a_writer_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path):

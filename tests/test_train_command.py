@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn.utils import parameters_to_vector
 
 from tests.command_line import run_command
 from tests.training.standin import QUIET
@@ -173,6 +174,21 @@ def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one_bit_for_bit(tra
 
 def drop_clock(row):
     return {key: value for key, value in row.items() if key != "train/images_per_s"}
+
+
+def test_the_seed_decides_the_first_weights(train, monkeypatch):
+    """And torch's generator does not, wherever it stands."""
+    first = []
+    monkeypatch.setattr(
+        "vitmae.training.fit.fit",
+        lambda objective, *rest, **others: first.append(parameters_to_vector(objective.parameters()).detach()) or {},
+    )
+    for seed in (1, 1, 2):
+        torch.rand(len(first) + 1)
+        assert train(*TINY, f"seed={seed}").code == 0
+    one, same, other = first
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on_top(train):

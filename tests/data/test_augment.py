@@ -251,6 +251,15 @@ def test_augmentation_reaches_training_batches_and_no_others(tmp_path, setting):
         assert torch.equal(one.images, other.images)
 
 
+def test_boxes_are_erased_after_all_other_augmentation_with_the_datas_noise(tmp_path):
+    mean, std = (0.2, 0.5, 0.7), (0.1, 0.2, 0.3)
+    stats = {"stats": {"mean": mean, "std": std}}
+    augmented = train(tmp_path, **stats, rand_augment=9, random_erasing=0.8).trained
+    for plain, seen in zip(train(tmp_path, **stats).trained, augmented, strict=True):
+        moved = RandAugment(9, fill=mean)(plain.images, plain.keys)
+        assert torch.equal(seen.images, RandomErasing(0.8, mean, std)(moved, plain.keys))
+
+
 def test_augmentation_is_the_same_whatever_the_workers(tmp_path):
     settings = {"rand_augment": 9, "random_erasing": 0.5}
     for one, other in zip(

@@ -131,6 +131,29 @@ def test_random_boxes_are_spread_as_torchvisions():
     torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.7, rtol=0)
 
 
+def test_place_size_shape_and_mirroring_of_a_crop_are_drawn_apart():
+    ramp = (torch.arange(48, dtype=torch.uint8) * 5).expand(3000, 1, 48, 48)
+    keys = keys_of(3000)
+    view = View((4, 4), crop="random_resized", scale=(0.1, 0.5), hflip=True)
+    top, left, tall, wide = view.boxes(keys, *sides(3000, 48, 48)).float().unbind(1)
+    seen = view.apply(ramp, keys)[:, 0, 0].int()
+    drawn = [top / (48 - tall), left / (48 - wide), tall * wide, wide / tall, (seen[:, 0] > seen[:, -1]).float()]
+    correlations = torch.corrcoef(torch.stack(drawn)) - torch.eye(5)
+    assert correlations.abs().max() < 0.08
+
+
+def test_both_ways_of_a_shift_and_mirroring_are_drawn_apart():
+    height, width = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    images = (1 + height * 16 + width).clamp(max=255).to(torch.uint8).expand(3000, 1, 16, 16)
+    seen = View((16, 16), crop="pad", hflip=True).apply(images.clone(), keys_of(3000))[:, 0].int()
+    mirrored = seen[:, 8, 7] > seen[:, 8, 8]
+    upright = torch.where(mirrored[:, None, None], seen.flip(-1), seen)
+    down, right = upright[:, 8, 8].sub(1).div(16, rounding_mode="floor"), upright[:, 8, 8].sub(1) % 16
+    assert (down.unique().tolist(), right.unique().tolist()) == ([6, 7, 8, 9, 10],) * 2
+    correlations = torch.corrcoef(torch.stack([down, right, mirrored]).float()) - torch.eye(3)
+    assert correlations.abs().max() < 0.08
+
+
 def test_where_no_random_box_fits_the_largest_of_an_allowed_shape_is_taken():
     boxes = random_resized_boxes(keys_of(50), *sides(50, 10, 400), (0.9, 1.0), (3 / 4, 4 / 3))
     assert boxes[:, 2].eq(10).all()

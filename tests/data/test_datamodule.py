@@ -292,6 +292,18 @@ def test_a_probe_looks_at_training_images_without_augmentation():
     assert torch.equal(joined(train)[0], data._train.images.images)
 
 
+def test_the_key_of_some_images_tells_them_from_as_many_others():
+    """Without labels, which would give them away."""
+
+    def key(split="train", limit=None, **settings):
+        return prepared(**MEMORY | {"source": Tensors(labelled=False)} | settings).fingerprint(split, limit)
+
+    half = {"train_fraction": 0.5}
+    keys = [key(), key("val"), key("test"), key(limit=19), key(limit=20), key(**half), key(**half, seed=1)]
+    assert len(set(keys)) == len(keys)
+    assert key(**half, seed=1) == keys[-1]
+
+
 def test_images_without_labels_are_labelled_minus_one():
     data = prepared(**MEMORY | {"source": Tensors(labelled=False)})
     assert data.num_classes is None

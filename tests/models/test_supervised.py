@@ -112,6 +112,21 @@ def test_mixing_changes_images_and_gives_targets_that_sum_to_one(kind):
         assert torch.allclose(mixed, share * images + (1 - share) * images.roll(1, 0), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_mixed_images_is_the_cross_entropy_with_their_mixed_targets(kind, smoothing):
+    model = objective("vit", **{kind: 1.0}, label_smoothing=smoothing)
+    torch.nn.init.normal_(model.head.weight)
+    data = batch(model.backbone)
+    torch.manual_seed(3)
+    images, target = model.mix(model.normalize(data.images), data.labels)
+    assert (target.amax(1) < 1).all()
+    target = (1 - smoothing) * target + smoothing / 10
+    expected = -(target * model(images).log_softmax(1)).sum(1).mean()
+    torch.manual_seed(3)
+    assert torch.isclose(model.measure(data)["loss"], expected)
+
+
 def test_with_both_mixes_each_batch_gets_one_of_them():
     model = objective("vit", mixup=0.8, cutmix=1.0)
     data = batch(model.backbone)

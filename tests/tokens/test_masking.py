@@ -3,6 +3,7 @@ import torch
 
 from vitmae.errors import UserError
 from vitmae.randomness import fold_indices
+from vitmae.tokens import masking
 from vitmae.tokens.masking import (
     check_mask,
     corrupt,
@@ -69,6 +70,31 @@ def test_random_masks_hide_every_patch_equally_often():
 def test_grid_masks_keep_one_patch_of_each_cell():
     kept = (~draw_mask(KEYS, (6, 9), 1 - 1 / 9, "grid").mask).view(64, 2, 3, 3, 3)
     assert (kept.sum((2, 4)) == 1).all()
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_grid_masks_keep_every_place_of_a_cell_equally_often(side):
+    keys = fold_indices(1, torch.arange(4000))
+    kept = ~draw_mask(keys, (6, 6), 1 - 1 / side**2, "grid").mask
+    share = kept.view(4000, 6 // side, side, 6 // side, side).float().mean((0, 1, 3))
+    assert (share - 1 / side**2).abs().max() < 0.025
+
+
+def test_the_rectangles_of_block_masks_reach_both_ends_of_their_areas_and_shapes():
+    scores = masking._block_scores(fold_indices(1, torch.arange(600)), (24, 24)).view(-1, 24, 24)
+    first = scores >= masking._NUM_BLOCKS
+    tall, wide = first.any(2).sum(1), first.any(1).sum(1)
+    area, shape = tall * wide / 24**2, tall / wide
+    assert torch.equal(tall * wide, first.sum((1, 2)))
+    assert 0.07 < area.min() < 0.1
+    assert 0.38 < area.max() < 0.42
+    assert 0.26 < shape.min() < 0.36
+    assert 2.8 < shape.max() < 3.9
+    top, left = first.any(2).int().argmax(1), first.any(1).int().argmax(1)
+    assert (top[top + tall == 24] >= 0).any()
+    assert (top == 0).any()
+    assert (left + wide == 24).any()
+    assert (left == 0).any()
 
 
 def test_block_masks_are_more_connected_than_random_ones():

@@ -92,6 +92,19 @@ def test_a_metric_of_which_more_is_better_is_kept_at_its_highest(tmp_path):
     )
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equally_good_checkpoints_the_first_stays_the_best(tmp_path, mode):
+    class Level(Weights):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.ones(()), on_epoch=True, batch_size=1)
+
+    run = new_run(tmp_path)
+    checkpoints = Checkpoints(run, ("val/loss", mode), 1000, SETTINGS, Interruption())
+    new_trainer(run, checkpoints, max_epochs=3).fit(Level(), datamodule=Numbers())
+    assert read_checkpoint(run.best)["global_step"] == 5
+    assert read_checkpoint(run.last)["global_step"] == 15
+
+
 def test_a_resumed_run_has_to_beat_the_best_of_before(tmp_path):
     run = new_run(tmp_path)
     train(run, 1, max_epochs=2, val_check_interval=2)

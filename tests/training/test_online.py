@@ -2,9 +2,11 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
+from sklearn.neighbors import KNeighborsClassifier
 
 from tests.models.parts import OBJECTIVES
 from tests.training.runs import digits, tiny_objective, trainer
@@ -97,6 +99,32 @@ def test_held_out_masks_are_fixed_so_an_untrained_model_validates_alike_twice(tm
     assert run.validate(objective, datamodule=smaller, verbose=False)[0]["val/loss"] == pytest.approx(
         losses[0], rel=1e-5
     )
+
+
+def test_the_probe_is_the_knn_of_the_checkpoints_features_every_few_epochs_and_at_the_end(tmp_path):
+    data, logger = digits(), Kept()
+    settings = {"max_epochs": 5, "limit_train_batches": 1, "limit_val_batches": 0, "log_every_n_steps": 1}
+    run = trainer(tmp_path, [OnlineProbe(every_n_epochs=2, images=120, k=7)], logger, **settings)
+    run.fit(tiny_objective("mae", data), datamodule=data)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    logged = {step: row["probe/knn_avg"] for step, row in logger.rows if "probe/knn_avg" in row}
+    assert list(logged) == [0, 2, 4, 5]
+
+    saved = tiny_objective("mae", data).eval()
+    saved.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    vectors, labels = [], []
+    for loader in data.probe_dataloaders(120):
+        images, named = (torch.cat(part) for part in zip(*[batch[:2] for batch in loader], strict=True))
+        with torch.no_grad():
+            vectors.append(saved.backbone(saved.normalize(images))[:, 1:].mean(1))
+        labels.append(named)
+
+    def votes(distances):
+        return np.exp((1 - distances) / 0.07)
+
+    reference = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=votes).fit(vectors[0], labels[0])
+    assert len(labels[0]) == len(labels[1]) == 120
+    assert logged[5] == pytest.approx(reference.score(vectors[1], labels[1]), abs=1e-6)
 
 
 def test_the_probe_changes_nothing_in_the_run(tmp_path):
