@@ -142,6 +142,15 @@ def test_baselines_are_the_entropy_of_constant_colours():
     assert values["loss_visible_mean"] < math.log(8)
 
 
+def test_a_baseline_sees_the_patches_that_are_not_corrupted_and_no_others():
+    model = objective("masked_patch", target="pixels").double().eval()
+    data = batch(model.backbone)
+    target, mask = model.target(data.images), draw_corruption(data.keys, 24, 0.5).mask
+    colours = torch.stack([patches[~hidden].view(-1, 3).mean(0) for patches, hidden in zip(target, mask, strict=True)])
+    expected = (target - colours.repeat(1, 16)[:, None])[mask].square().mean()
+    assert model.measure(data)["loss_visible_mean"].item() == pytest.approx(expected.item())
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="12 channels"):
         objective("masked_patch", tiny_backbone(in_chans=12))

@@ -157,6 +157,15 @@ def test_topk_counts_a_label_among_the_k_likeliest():
     assert topk_accuracy(logits, torch.tensor([0, 1]), 5) == 1.0
 
 
+def test_held_out_accuracies_are_among_the_likeliest_class_and_the_likeliest_five(monkeypatch):
+    model = objective("vit").eval()
+    places = torch.tensor([0, 3, 4, 5])  # of the right class in the order of the logits
+    logits = torch.arange(10.0).flip(0).expand(4, 10)
+    monkeypatch.setattr(model, "forward", lambda images: logits)
+    values = model.measure(batch(model.backbone)._replace(labels=places))
+    assert (values["acc1"], values["acc5"]) == (0.25, 0.75)
+
+
 def test_no_labels_and_no_cls_token_are_refused():
     with pytest.raises(UserError, match="needs labels"):
         objective("vit", num_classes=None)
