@@ -167,6 +167,11 @@ def test_a_box_depends_on_its_own_key_only():
     assert len(together.unique(dim=0)) > 5
 
 
+def test_the_crop_of_a_key_is_the_same_in_every_version():
+    boxes = random_resized_boxes(keys_of(2), *sides(2, 40, 60), (0.2, 1.0), (3 / 4, 4 / 3))
+    assert boxes.tolist() == [[9, 24, 27, 20], [13, 5, 24, 28]]
+
+
 def test_a_shift_moves_an_image_and_brings_in_black():
     images = torch.full((2000, 1, 8, 8), 9, dtype=torch.uint8)
     moved = shift(images, keys_of(2000), 1)

@@ -152,6 +152,15 @@ def test_first_weights_and_order_follow_the_seed(monkeypatch):
         assert not torch.equal(one, other)
 
 
+def test_a_batch_holds_all_images_where_there_are_no_more(monkeypatch):
+    settings, part = [], clusters(40)
+    monkeypatch.setattr(linear_module, "fit_heads", lambda heads, batches, **given: settings.append(given))
+    for most in (100, 40, 30):
+        linear(part, part, part, epochs=4, warmup_epochs=1, batch_size=most)
+    assert [given["batch_size"] for given in settings] == [40, 40, 30]
+    assert {(given["steps"], given["warmup_steps"]) for given in settings} == {(4, 1)}
+
+
 def test_of_learning_rates_that_do_equally_well_the_first_is_taken():
     heads = LinearHeads(12, 4, poolings=("cls", "avg"), base_lrs=(0.3, 3.0, 30.0)).eval()
     results = choose_and_test(heads, clusters(20), clusters(20))

@@ -57,6 +57,26 @@ def test_a_mask_is_a_function_of_its_samples_key_alone(kind):
     assert torch.equal(draw_mask(KEYS[5:9], (8, 8), 0.75, kind).mask, whole[5:9])
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("random", [[5, 11, 3, 13], [12, 10, 11, 14]]),
+        ("block", [[14, 3, 7, 10], [11, 15, 2, 3]]),
+        ("grid", [[5, 7, 13, 15], [5, 7, 13, 15]]),
+    ],
+)
+def test_the_mask_of_a_key_is_the_same_in_every_version(kind, kept):
+    """Or a run that is resumed, and an image that is held out, would change with the program."""
+    assert draw_mask(KEYS[:2], (4, 4), 0.75, kind).ids_keep.tolist() == kept
+
+
+def test_the_corruption_of_a_key_is_the_same_in_every_version():
+    drawn = draw_corruption(KEYS[:2], 16, 0.5)
+    assert drawn.ids.tolist() == [[13, 0, 2, 3, 8, 5, 14, 7], [14, 9, 3, 1, 8, 12, 10, 11]]
+    swapped = drawn.source != torch.arange(16)
+    assert drawn.source[swapped].tolist() == [3, 15]
+
+
 def test_samples_draw_different_masks():
     masks = draw_mask(KEYS, (8, 8), 0.75).mask
     assert len({tuple(m.tolist()) for m in masks}) == 64
@@ -144,6 +164,13 @@ def test_half_the_patches_are_corrupted_80_10_10_in_exact_counts(num_patches):
     assert (swapped.sum(1) == round(0.1 * k)).all()
     assert not (swapped & drawn.masked).any()
     assert (drawn.mask | ~(swapped | drawn.masked)).all()
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.3, 0.75])
+def test_the_ratio_is_the_share_of_patches_that_is_corrupted(ratio):
+    drawn = draw_corruption(KEYS, 196, ratio)
+    assert (drawn.mask.sum(1) == 196 - int(196 * (1 - ratio))).all()
+    assert drawn.ids.shape == (64, 196 - int(196 * (1 - ratio)))
 
 
 def test_corruption_touches_only_corrupted_embeddings_and_before_positions():
