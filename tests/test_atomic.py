@@ -3,7 +3,7 @@ from stat import S_ISDIR
 
 import pytest
 
-from vitmae.atomic import atomic_write, remove_parts
+from vitmae.atomic import atomic_replace, atomic_write, remove_parts
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_complete(tmp_path):
@@ -46,6 +46,16 @@ def test_a_writer_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_pa
         file.write(b"ne")
         raise ZeroDivisionError
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_two_processes_that_write_one_file_do_not_share_a_part(tmp_path, monkeypatch):
+    with atomic_replace(tmp_path / "file") as mine:
+        mine.write_bytes(b"mine")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"theirs")
+        assert (tmp_path / "file").read_bytes() == b"theirs"
+    assert (tmp_path / "file").read_bytes() == b"mine"
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):

@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from tests.command_line import run_command
 from tests.training.standin import QUIET
 from vitmae.config import config_dir
-from vitmae.train import main
+from vitmae.train import _with_classes, main
 from vitmae.training.loggers import read_metrics
 
 pytestmark = QUIET
@@ -189,6 +189,12 @@ def test_the_seed_decides_the_first_weights(train, monkeypatch):
     one, same, other = first
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_a_head_has_as_many_classes_as_the_data_unless_it_is_given_more():
+    node = {"_target_": "vitmae.models.supervised.Supervised"}
+    for given, made in ((None, 10), (10, 10), (12, 12)):
+        assert _with_classes(node | {"num_classes": given}, 10)["num_classes"] == made
 
 
 def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on_top(train):

@@ -12,6 +12,7 @@ from scipy import stats
 from tests.data.builders import Tensors, picture, write_classes
 from vitmae.data import readers
 from vitmae.data.augment import OPERATIONS, Amount, RandAugment, RandomErasing
+from vitmae.data.crops import random_resized_boxes
 from vitmae.data.datamodule import ImageData
 from vitmae.data.decode import decode
 from vitmae.data.sources.folder import Folder
@@ -191,6 +192,17 @@ def test_what_is_erased_is_one_box_of_the_right_area():
     for mask in gone[:50]:
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+
+
+def test_a_box_is_erased_apart_from_the_one_that_was_cropped():
+    keys = keys_of(500)
+    gone = (RandomErasing(1.0, (0.2,), (0.05,))(torch.full((500, 1, 32, 32), 255, dtype=torch.uint8), keys) != 255)[
+        :, 0
+    ]
+    side = torch.full((500,), 32)
+    cropped = random_resized_boxes(keys, side, side, (0.2, 1.0), (3 / 4, 4 / 3))
+    shares = torch.stack([gone.float().mean((1, 2)), (cropped[:, 2] * cropped[:, 3]).float()])
+    assert abs(torch.corrcoef(shares)[0, 1]) < 0.15
 
 
 def test_the_noise_has_the_datas_mean_and_deviation():

@@ -112,6 +112,8 @@ def test_random_boxes_keep_to_their_ranges():
     assert (left >= 0).all()
     assert (top + tall <= height).all()
     assert (left + wide <= width).all()
+    assert (top + tall == height).any()
+    assert (left + wide == width).any()
     area = (tall * wide).float() / (height * width)
     assert 0.19 < area.min() < 0.22
     assert 0.58 < area.max() < 0.62
@@ -231,6 +233,12 @@ def test_evaluation_sees_the_same_whatever_the_keys():
 def test_an_image_that_has_the_size_is_seen_as_it_is():
     images = smooth_images(5)
     assert torch.equal(View((40, 48)).apply(images, keys_of(5)), images)
+
+
+def test_a_pixel_of_a_resized_mask_is_the_one_in_its_middle():
+    mask = torch.arange(36, dtype=torch.uint8).view(6, 6)
+    assert resize_mask(mask, torch.tensor([0, 0, 6, 6]), (2, 2)).tolist() == [[7, 10], [25, 28]]
+    assert resize_mask(mask, torch.tensor([3, 0, 3, 3]), (1, 1)).tolist() == [[25]]
 
 
 @pytest.mark.parametrize("size", [(20, 24), (40, 48), (80, 96)])

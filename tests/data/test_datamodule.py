@@ -13,6 +13,8 @@ from vitmae.data.settings import workers_for
 from vitmae.data.sources.digits import Digits
 from vitmae.data.sources.folder import Folder
 from vitmae.data.sources.shapes import Shapes
+from vitmae.data.splits import MemoryImages
+from vitmae.data.subsets import Part, at_most
 from vitmae.errors import UserError
 
 FILES = {"source": Folder(), "img_size": 32, "in_chans": 3, "batch_size": 4, "crop": "random_resized", "hflip": True}
@@ -284,6 +286,12 @@ def test_a_probe_gets_at_most_as_many_images_as_it_asks_for(limit):
     assert len(labels) == min(limit, 20)
     if limit == 8:
         assert labels.bincount().tolist() == [2] * 4
+
+
+def test_some_of_a_sorted_set_are_of_every_class():
+    labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 10)
+    part = Part(MemoryImages(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), labels), torch.arange(40))
+    assert at_most(part, 8, 0, "probe").labels.tolist() == [0] * 2 + [1] * 4 + [2] * 2
 
 
 def test_a_probe_looks_at_training_images_without_augmentation():

@@ -69,7 +69,7 @@ def starts_of_training(monkeypatch, module, probe):
     """For seeds 0, 0 and 1 of a probe: its first weights, and the order of its images."""
     starts = []
 
-    def record(heads, patches, *rest, key, **others):
+    def record(heads, patches, targets, loss, sweep, *key):
         weights = torch.cat([parameter.detach().flatten() for parameter in heads[0].parameters()])
         starts.append((weights, torch.cat(list(epoch_batches(len(patches), 1, 1, *key)))))
 

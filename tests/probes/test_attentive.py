@@ -74,8 +74,8 @@ def test_what_is_said_of_an_image_does_not_depend_on_the_other_test_images():
     train, val, test = sets((120, 30, 90))
     first = test.labels == 0
     parts = [test.subset(ids.nonzero()[:, 0]) for ids in (first, ~first)]
-    settings = SETTINGS | {"base_lrs": [3e-2], "epochs": 6, "batch_size": 30}
-    whole, *halves = (attentive(train, val, part, **settings).accuracy for part in (test, *parts))
+    sweep = Sweep([3e-2], epochs=6, warmup_epochs=1, batch_size=30)
+    whole, *halves = (attentive(train, val, part, num_heads=2, sweep=sweep).accuracy for part in (test, *parts))
     assert whole == pytest.approx((halves[0] + 2 * halves[1]) / 3)
     assert 0.4 < whole < 1
 

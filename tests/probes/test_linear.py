@@ -12,7 +12,7 @@ from vitmae.errors import UserError
 from vitmae.probes import linear as linear_module
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
-from vitmae.probes.head_training import warmup_cosine
+from vitmae.probes.head_training import Sweep, warmup_cosine
 from vitmae.probes.linear import SWEEP, LinearHeads, choose_and_test, fit_heads, linear
 from vitmae.randomness import generator
 
@@ -146,7 +146,7 @@ def test_first_weights_and_order_follow_the_seed(monkeypatch):
 
     monkeypatch.setattr(linear_module, "fit_heads", record)
     for seed in (0, 0, 1):
-        linear(part, part, part, epochs=2, warmup_epochs=1, batch_size=20, seed=seed)
+        linear(part, part, part, sweep=Sweep([1.0], 2, 1, 20), seed=seed)
     for one, same, other in zip(*starts, strict=True):
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
@@ -156,7 +156,7 @@ def test_a_batch_holds_all_images_where_there_are_no_more(monkeypatch):
     settings, part = [], clusters(40)
     monkeypatch.setattr(linear_module, "fit_heads", lambda heads, batches, **given: settings.append(given))
     for most in (100, 40, 30):
-        linear(part, part, part, epochs=4, warmup_epochs=1, batch_size=most)
+        linear(part, part, part, sweep=Sweep([1.0], 4, 1, most))
     assert [given["batch_size"] for given in settings] == [40, 40, 30]
     assert {(given["steps"], given["warmup_steps"]) for given in settings} == {(4, 1)}
 
