@@ -261,7 +261,7 @@ def test_a_signal_ends_a_run_in_75_and_it_can_be_gone_on_with(train, monkeypatch
     done = train(*TINY, "trainer.max_steps=4")
     assert done.code == 75
     run = only("2*/*")
-    assert f"stopped after step 2; to go on: python -m vitmae.train ckpt={run}" in done.out
+    assert f"stopped after step 2; to resume: python -m vitmae.train ckpt={run}" in done.out
     assert json.loads((run / "summary.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(StepLog, "on_train_batch_end", log)
     assert train(f"ckpt={run}").code == 0
