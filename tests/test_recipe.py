@@ -95,6 +95,18 @@ def test_the_schedule_rises_from_0_to_the_peak_and_falls_to_the_floor_in_every_g
     assert (rates[10:].diff(dim=0) <= 0).all()
 
 
+@pytest.mark.parametrize("peak_lr", [0.5, 2.0])
+def test_the_floor_is_a_rate_and_no_share_of_the_peak(peak_lr):
+    recipe = Recipe(min_lr=0.1)
+    group = {"params": [nn.Parameter(torch.zeros(1))], "lr": peak_lr, "weight_decay": 0.0, "name": ""}
+    optimizer = build_optimizer([group], recipe)
+    schedule = build_schedule(optimizer, recipe, peak_lr=peak_lr, warmup_steps=1, total_steps=5)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
 def test_the_cosine_is_half_a_cosine():
     for step in range(10, 111, 10):
         expected = 0.5 * (1 + math.cos(math.pi * (step - 10) / 100))

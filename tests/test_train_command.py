@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn.utils import parameters_to_vector
 
 from tests.command_line import run_command
 from tests.training.standin import QUIET
+from vitmae import train as train_module
 from vitmae.config import config_dir
 from vitmae.train import main
 from vitmae.training.loggers import read_metrics
@@ -175,9 +177,40 @@ def drop_clock(row):
     return {key: value for key, value in row.items() if key != "train/images_per_s"}
 
 
-def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on_top(train):
+def test_the_seed_decides_the_first_weights(train, monkeypatch):
+    """And torch's generator does not, wherever it stands."""
+    first = []
+    monkeypatch.setattr(
+        "vitmae.training.fit.fit",
+        lambda objective, *rest, **others: first.append(parameters_to_vector(objective.parameters()).detach()) or {},
+    )
+    for seed in (1, 1, 2):
+        torch.rand(len(first) + 1)
+        assert train(*TINY, f"seed={seed}").code == 0
+    one, same, other = first
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_head_has_as_many_classes_as_the_data_unless_it_is_given_more():
+    node = {"_target_": "vitmae.models.supervised.Supervised"}
+    for given, made in ((None, 10), (10, 10), (12, 12)):
+        assert train_module._with_classes(node | {"num_classes": given}, 10)["num_classes"] == made
+
+
+def test_a_sweeper_that_optimises_is_given_what_the_objective_is_judged_by(train, monkeypatch):
+    results, run = [], train_module._train
+    monkeypatch.setattr("vitmae.training.fit.fit", lambda *given, **others: {"val/loss": 1.5, "val/acc1": 0.25})
+    monkeypatch.setattr(train_module, "_train", lambda *given: results.append(run(*given)) or results[-1])
+    for model in ("mae", "vit"):
+        assert train(*TINY, f"model={model}").code == 0
+    assert results == [1.5, 0.25]
+
+
+def test_a_resumed_run_keeps_its_directory_and_settings_and_takes_single_ones_on_top(train, monkeypatch):
     assert train(*TINY, "trainer.max_steps=2", "model.mask_ratio=0.5", "seed=7").code == 0
     run = only("2*/*")
+    monkeypatch.setattr("vitmae.train._load_weights", lambda *given: pytest.fail("first weights, loaded again"))
     assert train("ckpt=last", "trainer.max_steps=4", "model=mae").code == 0
     assert only("2*/*") == run
     settings = OmegaConf.load(run / "config.yaml")
@@ -228,7 +261,7 @@ def test_a_signal_ends_a_run_in_75_and_it_can_be_gone_on_with(train, monkeypatch
     done = train(*TINY, "trainer.max_steps=4")
     assert done.code == 75
     run = only("2*/*")
-    assert f"stopped after step 2; to go on: python -m vitmae.train ckpt={run}" in done.out
+    assert f"stopped after step 2; to resume: python -m vitmae.train ckpt={run}" in done.out
     assert json.loads((run / "summary.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(StepLog, "on_train_batch_end", log)
     assert train(f"ckpt={run}").code == 0

@@ -75,7 +75,7 @@ def test_a_signal_to_the_first_process_stops_all_of_them_at_one_step_and_the_run
     run = only("2*/*")
     assert (code, state(run)) == (75, "interrupted"), err
     stopped_at = weights(run)["global_step"]
-    assert f"stopped after step {stopped_at}; to go on: " in out
+    assert f"stopped after step {stopped_at}; to resume: " in out
     assert err == ""
     resumed = subprocess.run(
         [sys.executable, "-m", "vitmae.train", "ckpt=last", f"trainer.max_steps={stopped_at + 2}"],

@@ -192,3 +192,9 @@ def test_drop_path_leaves_both_halves_of_a_block_out_for_some_images_and_only_in
     untouched_by_second = (backbone.vit.blocks[1](untouched) == untouched).flatten(1).all(1)
     assert 4 < untouched_by_second.sum() < 32  # a quarter of 64
     assert len(backbone.eval().encode(tokens).detach().unique(dim=0)) == 1
+
+
+def test_dropout_follows_positions_projections_and_both_layers_of_an_mlp():
+    vit = tiny_backbone(drop_rate=0.3).vit
+    block = vit.blocks[0]
+    assert [part.p for part in (vit.pos_drop, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2)] == [0.3] * 4

@@ -57,6 +57,12 @@ def test_images_are_counted_over_all_processes_and_accumulated_batches(done, tmp
     assert len(cost_table(results)) == 4
 
 
+def test_the_best_mean_of_each_line_is_bold_and_no_other(done, tmp_path):
+    design, rows = done
+    page = write_report(design, rows, gather(rows, tmp_path), tmp_path)[0].read_text()
+    assert re.findall(r"<td class=best>([\d.]+)", page) == ["75.0", "37.5", "75.0"]  # all of MAE
+
+
 def test_what_is_not_done_is_named_and_the_rest_is_reported(tmp_path):
     design, rows = planned(tmp_path)
     for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):

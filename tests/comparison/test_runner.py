@@ -67,6 +67,14 @@ def test_only_the_best_rate_on_validation_images_meets_the_test_images(run):
     assert chosen(rows[0]).base_lr == 2e-3
 
 
+def test_of_equal_rates_the_first_is_chosen(tmp_path):
+    _, rows = planned(tmp_path, base_lrs=[1e-3, 2e-3, 5e-4])
+    for finetune, accuracy in zip(rows[0].finetunes, (0.4, 0.6, 0.6), strict=True):
+        assert chosen(rows[0]) is None
+        finish(finetune, accuracy)
+    assert chosen(rows[0]) is rows[0].classifiers[1]
+
+
 def test_the_accuracy_that_counts_is_that_of_the_checkpoint_that_is_evaluated(tmp_path):
     _, rows = planned(tmp_path)
     finish(rows[0].finetunes[0], best=0.8)

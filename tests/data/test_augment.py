@@ -12,6 +12,7 @@ from scipy import stats
 from tests.data.builders import Tensors, picture, write_classes
 from vitmae.data import readers
 from vitmae.data.augment import OPERATIONS, Amount, RandAugment, RandomErasing
+from vitmae.data.crops import random_resized_boxes
 from vitmae.data.datamodule import ImageData
 from vitmae.data.decode import decode
 from vitmae.data.sources.folder import Folder
@@ -193,6 +194,17 @@ def test_what_is_erased_is_one_box_of_the_right_area():
         assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
 
 
+def test_a_box_is_erased_apart_from_the_one_that_was_cropped():
+    keys = keys_of(500)
+    gone = (RandomErasing(1.0, (0.2,), (0.05,))(torch.full((500, 1, 32, 32), 255, dtype=torch.uint8), keys) != 255)[
+        :, 0
+    ]
+    side = torch.full((500,), 32)
+    cropped = random_resized_boxes(keys, side, side, (0.2, 1.0), (3 / 4, 4 / 3))
+    shares = torch.stack([gone.float().mean((1, 2)), (cropped[:, 2] * cropped[:, 3]).float()])
+    assert abs(torch.corrcoef(shares)[0, 1]) < 0.15
+
+
 def test_the_noise_has_the_datas_mean_and_deviation():
     images = torch.full((400, 3, 32, 32), 255, dtype=torch.uint8)
     seen = RandomErasing(1.0, (0.3, 0.4, 0.5), (0.05, 0.1, 0.08))(images, keys_of(400))
@@ -249,6 +261,15 @@ def test_augmentation_reaches_training_batches_and_no_others(tmp_path, setting):
     assert all(not torch.equal(one.images, other.images) for one, other in pairs)
     for one, other in zip(plain.validated, augmented.validated, strict=True):
         assert torch.equal(one.images, other.images)
+
+
+def test_boxes_are_erased_after_all_other_augmentation_with_the_datas_noise(tmp_path):
+    mean, std = (0.2, 0.5, 0.7), (0.1, 0.2, 0.3)
+    stats = {"stats": {"mean": mean, "std": std}}
+    augmented = train(tmp_path, **stats, rand_augment=9, random_erasing=0.8).trained
+    for plain, seen in zip(train(tmp_path, **stats).trained, augmented, strict=True):
+        moved = RandAugment(9, fill=mean)(plain.images, plain.keys)
+        assert torch.equal(seen.images, RandomErasing(0.8, mean, std)(moved, plain.keys))
 
 
 def test_augmentation_is_the_same_whatever_the_workers(tmp_path):

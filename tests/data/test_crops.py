@@ -112,6 +112,8 @@ def test_random_boxes_keep_to_their_ranges():
     assert (left >= 0).all()
     assert (top + tall <= height).all()
     assert (left + wide <= width).all()
+    assert (top + tall == height)[tall < height].any()
+    assert (left + wide == width)[wide < width].any()
     area = (tall * wide).float() / (height * width)
     assert 0.19 < area.min() < 0.22
     assert 0.58 < area.max() < 0.62
@@ -131,6 +133,29 @@ def test_random_boxes_are_spread_as_torchvisions():
     torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.7, rtol=0)
 
 
+def test_place_size_shape_and_mirroring_of_a_crop_are_drawn_apart():
+    ramp = (torch.arange(48, dtype=torch.uint8) * 5).expand(3000, 1, 48, 48)
+    keys = keys_of(3000)
+    view = View((4, 4), crop="random_resized", scale=(0.1, 0.5), hflip=True)
+    top, left, tall, wide = view.boxes(keys, *sides(3000, 48, 48)).float().unbind(1)
+    seen = view.apply(ramp, keys)[:, 0, 0].int()
+    drawn = [top / (48 - tall), left / (48 - wide), tall * wide, wide / tall, (seen[:, 0] > seen[:, -1]).float()]
+    correlations = torch.corrcoef(torch.stack(drawn)) - torch.eye(5)
+    assert correlations.abs().max() < 0.08
+
+
+def test_both_ways_of_a_shift_and_mirroring_are_drawn_apart():
+    height, width = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    images = (1 + height * 16 + width).clamp(max=255).to(torch.uint8).expand(3000, 1, 16, 16)
+    seen = View((16, 16), crop="pad", hflip=True).apply(images.clone(), keys_of(3000))[:, 0].int()
+    mirrored = seen[:, 8, 7] > seen[:, 8, 8]
+    upright = torch.where(mirrored[:, None, None], seen.flip(-1), seen)
+    down, right = upright[:, 8, 8].sub(1).div(16, rounding_mode="floor"), upright[:, 8, 8].sub(1) % 16
+    assert (down.unique().tolist(), right.unique().tolist()) == ([6, 7, 8, 9, 10],) * 2
+    correlations = torch.corrcoef(torch.stack([down, right, mirrored]).float()) - torch.eye(3)
+    assert correlations.abs().max() < 0.08
+
+
 def test_where_no_random_box_fits_the_largest_of_an_allowed_shape_is_taken():
     boxes = random_resized_boxes(keys_of(50), *sides(50, 10, 400), (0.9, 1.0), (3 / 4, 4 / 3))
     assert boxes[:, 2].eq(10).all()
@@ -142,6 +167,11 @@ def test_a_box_depends_on_its_own_key_only():
     alone = [random_resized_boxes(keys_of(9)[i : i + 1], *sides(1, 40, 40), (0.2, 1.0), (0.75, 1.33)) for i in range(9)]
     assert torch.equal(together, torch.cat(alone))
     assert len(together.unique(dim=0)) > 5
+
+
+def test_the_crop_of_a_key_is_the_same_in_every_version():
+    boxes = random_resized_boxes(keys_of(2), *sides(2, 40, 60), (0.2, 1.0), (3 / 4, 4 / 3))
+    assert boxes.tolist() == [[9, 24, 27, 20], [13, 5, 24, 28]]
 
 
 def test_a_shift_moves_an_image_and_brings_in_black():
@@ -203,6 +233,12 @@ def test_evaluation_sees_the_same_whatever_the_keys():
 def test_an_image_that_has_the_size_is_seen_as_it_is():
     images = smooth_images(5)
     assert torch.equal(View((40, 48)).apply(images, keys_of(5)), images)
+
+
+def test_a_pixel_of_a_resized_mask_is_the_one_in_its_middle():
+    mask = torch.arange(36, dtype=torch.uint8).view(6, 6)
+    assert resize_mask(mask, torch.tensor([0, 0, 6, 6]), (2, 2)).tolist() == [[7, 10], [25, 28]]
+    assert resize_mask(mask, torch.tensor([3, 0, 3, 3]), (1, 1)).tolist() == [[25]]
 
 
 @pytest.mark.parametrize("size", [(20, 24), (40, 48), (80, 96)])

@@ -13,6 +13,8 @@ from vitmae.data.settings import workers_for
 from vitmae.data.sources.digits import Digits
 from vitmae.data.sources.folder import Folder
 from vitmae.data.sources.shapes import Shapes
+from vitmae.data.splits import MemoryImages
+from vitmae.data.subsets import Part, at_most
 from vitmae.errors import UserError
 
 FILES = {"source": Folder(), "img_size": 32, "in_chans": 3, "batch_size": 4, "crop": "random_resized", "hflip": True}
@@ -286,10 +288,28 @@ def test_a_probe_gets_at_most_as_many_images_as_it_asks_for(limit):
         assert labels.bincount().tolist() == [2] * 4
 
 
+def test_some_of_a_sorted_set_are_of_every_class():
+    labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 10)
+    part = Part(MemoryImages(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), labels), torch.arange(40))
+    assert at_most(part, 8, 0, "probe").labels.tolist() == [0] * 2 + [1] * 4 + [2] * 2
+
+
 def test_a_probe_looks_at_training_images_without_augmentation():
     train, _ = prepared(**MEMORY).probe_dataloaders()
     data = prepared(**MEMORY)
     assert torch.equal(joined(train)[0], data._train.images.images)
+
+
+def test_the_key_of_some_images_tells_them_from_as_many_others():
+    """Without labels, which would give them away."""
+
+    def key(split="train", limit=None, **settings):
+        return prepared(**MEMORY | {"source": Tensors(labelled=False)} | settings).fingerprint(split, limit)
+
+    half = {"train_fraction": 0.5}
+    keys = [key(), key("val"), key("test"), key(limit=19), key(limit=20), key(**half), key(**half, seed=1)]
+    assert len(set(keys)) == len(keys)
+    assert key(**half, seed=1) == keys[-1]
 
 
 def test_images_without_labels_are_labelled_minus_one():

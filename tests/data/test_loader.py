@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +130,22 @@ def test_in_training_the_next_readable_image_takes_its_place_and_it_is_counted(s
         assert [len(batch.images) for batch in batches] == [4] * 3
         assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [6, 6]
         assert data.skipped == 1
+
+
+def test_an_image_that_takes_anothers_place_brings_its_own_label(tmp_path):
+    for split in ("train", "val"):
+        for name, shade in (("day", 220), ("night", 20)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                image = np.full((150, 200, 3), shade, np.uint8)
+                (tmp_path / split / name / f"{number}.png").write_bytes(encode(image))
+    data = data_of(tmp_path, num_workers=0, on_error="skip")
+    (tmp_path / "train" / "day" / "3.png").write_bytes(b"")  # the next one is of the night
+    labels = []
+    for batch in data.train_dataloader():
+        assert torch.equal(batch.labels, (batch.images.float().mean((1, 2, 3)) < 128).long())
+        labels += batch.labels.tolist()
+    assert (labels.count(0), labels.count(1)) == (3, 5)
 
 
 def test_in_evaluation_it_is_left_out(spoilt):

@@ -90,6 +90,11 @@ def test_a_set_of_which_nothing_can_be_read_is_refused(small):
         take_in(files_of(small), 3, skip_unreadable=True)
 
 
+def test_of_which_one_side_is_long_is_not_small(tmp_path):
+    images = files_of(write_classes(tmp_path, {"a": 3}, height=64, width=200))
+    assert take_in(images, 3, skip_unreadable=False) is images
+
+
 def test_files_are_looked_at_once_until_they_change(large, monkeypatch):
     looked = []
     monkeypatch.setattr(intake, "check", lambda file: looked.append(file.name))

@@ -61,6 +61,18 @@ def test_other_features_are_not_taken_for_these(run, tmp_path, changed):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@pytest.mark.parametrize("what", ["mean", "std", "num_heads"])
+def test_the_key_knows_what_is_no_weight_of_the_encoder(run, tmp_path, what):
+    probe_data(run, tmp_path / "cache").store("val")
+    sets = probe_data(run, tmp_path / "cache")
+    if what == "num_heads":
+        sets.model.backbone.num_heads = 4
+    else:
+        getattr(sets.model.objective, what).fill_(0.7)
+    sets.store("val")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_fewer_patch_tokens_than_images_are_kept_on_request(run, tmp_path):
     store = probe_data(run, tmp_path / "cache", token_images=30).store
     assert len(store("test", patches=True)) == 30

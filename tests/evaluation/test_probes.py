@@ -5,6 +5,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from tests.evaluation.parts import digits_data, digits_run, probe_data
+from tests.probes.parts import clusters
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
 from vitmae.errors import UserError
@@ -127,6 +128,14 @@ def test_an_augmented_probe_trains_on_all_or_not_at_all(run, cache):
         Linear(augment=True).run(probe_data(run, cache, scored="val"))
     scores = Linear(augment=True, **SHORT).run(probe_data(run, cache))
     assert len(scores) == 2
+
+
+def test_of_neighbours_that_do_equally_well_the_first_number_is_chosen(run, cache):
+    sets = probe_data(run, cache)
+    sets.features = lambda: (clusters(80), clusters(40, split="val"), clusters(40, split="test"))
+    scores = KNN(ks=[5, 1, 10]).run(sets)
+    assert {score.value for score in scores} == {1.0}
+    assert [score.setting["k"] for score in scores if score.is_chosen] == [1, 1]
 
 
 def test_collapse_is_measured_without_labels(run, cache):

@@ -102,6 +102,23 @@ def test_the_target_is_normalised_pixels_standardised_by_patch_if_asked(norm_pix
     assert torch.allclose(target, patches, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("patch", "channels", "standardised"),
+    [((4, 4), 1, True), ((3, 5), 1, False), ((2, 2), 3, False), ((4, 4), 3, True)],
+)
+def test_patches_of_16_values_and_more_are_standardised_unless_it_is_said(patch, channels, standardised):
+    backbone = tiny_backbone(img_size=(2 * patch[0], 2 * patch[1]), patch_size=patch, in_chans=channels)
+    assert objective("mae", backbone).norm_pix_loss is standardised
+    assert objective("mae", backbone, norm_pix_loss=not standardised).norm_pix_loss is not standardised
+
+
+def test_the_decoder_is_the_papers_from_vit_b_up_and_of_four_blocks_below():
+    with torch.device("meta"):
+        large, small = (objective("mae", TimmViT(f"vit_{size}_patch16_224", 32)) for size in ("base", "small"))
+    sizes = [(len(d.blocks), d.embed.out_features, d.blocks[0].attn.num_heads) for d in (large.decoder, small.decoder)]
+    assert sizes == [(8, 512, 16), (4, 384, 6)]
+
+
 def test_both_halves_have_fixed_positions_and_learned_ones_by_config():
     fixed, learned = objective("mae"), objective("mae", fixed_positions=False)
     trained = {name for name, _ in fixed.named_parameters() if "pos_embed" in name}

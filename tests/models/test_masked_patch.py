@@ -5,6 +5,7 @@ import torch
 
 from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.errors import UserError
+from vitmae.models.baselines import class_frequencies
 from vitmae.tokens.masking import draw_corruption
 from vitmae.tokens.patches import gather_tokens
 
@@ -140,6 +141,20 @@ def test_baselines_are_the_entropy_of_constant_colours():
     entropy = -(frequencies * frequencies.log()).sum()
     assert abs(values["loss_mean_patch"] - entropy) < 0.35
     assert values["loss_visible_mean"] < math.log(8)
+
+
+def test_a_baseline_sees_the_patches_that_are_not_corrupted_and_no_others():
+    model = objective("masked_patch", target="pixels").double().eval()
+    data = batch(model.backbone)
+    target, mask = model.target(data.images), draw_corruption(data.keys, 24, 0.5).mask
+    colours = torch.stack([patches[~hidden].view(-1, 3).mean(0) for patches, hidden in zip(target, mask, strict=True)])
+    expected = (target - colours.repeat(1, 16)[:, None])[mask].square().mean()
+    assert model.measure(data)["loss_visible_mean"].item() == pytest.approx(expected.item())
+
+
+def test_a_class_that_the_training_set_lacks_is_unlikely_and_not_impossible():
+    frequencies = class_frequencies([torch.tensor([[[0], [0]], [[2], [0]]]), torch.tensor([[[2], [0]]])], 4)
+    torch.testing.assert_close(frequencies, torch.tensor([5.0, 1.0, 3.0, 1.0]) / 10)
 
 
 def test_impossible_settings_are_refused():

@@ -2,6 +2,7 @@
 
 import pkgutil
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,19 @@ def test_mae_baselines_are_the_errors_of_constant_predictions(settings):
     painted = colour[:, None].repeat(1, 24, 16)
     assert torch.isclose(values["loss_visible_mean"], (target - painted)[mask].square().mean())
     assert patchify(images, (4, 4)).shape == target.shape
+
+
+def test_the_length_of_a_run_counts_steps_of_the_optimiser_and_images_of_all_processes(monkeypatch):
+    model = objective("mae")
+    attached = SimpleNamespace(
+        estimated_stepping_batches=30,
+        num_training_batches=5,
+        accumulate_grad_batches=2,
+        world_size=4,
+        datamodule=SimpleNamespace(batch_size=16),
+    )
+    monkeypatch.setattr(type(model), "trainer", property(lambda model: attached))
+    assert model.run_length() == (30, 3, 16 * 4 * 2)
 
 
 def test_statistics_of_another_channel_count_are_refused():

@@ -112,6 +112,21 @@ def test_mixing_changes_images_and_gives_targets_that_sum_to_one(kind):
         assert torch.allclose(mixed, share * images + (1 - share) * images.roll(1, 0), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_mixed_images_is_the_cross_entropy_with_their_mixed_targets(kind, smoothing):
+    model = objective("vit", **{kind: 1.0}, label_smoothing=smoothing)
+    torch.nn.init.normal_(model.head.weight)
+    data = batch(model.backbone)
+    torch.manual_seed(3)
+    images, target = model.mix(model.normalize(data.images), data.labels)
+    assert (target.amax(1) < 1).all()
+    target = (1 - smoothing) * target + smoothing / 10
+    expected = -(target * model(images).log_softmax(1)).sum(1).mean()
+    torch.manual_seed(3)
+    assert torch.isclose(model.measure(data)["loss"], expected)
+
+
 def test_with_both_mixes_each_batch_gets_one_of_them():
     model = objective("vit", mixup=0.8, cutmix=1.0)
     data = batch(model.backbone)
@@ -140,6 +155,15 @@ def test_topk_counts_a_label_among_the_k_likeliest():
     assert topk_accuracy(logits, torch.tensor([2, 0]), 1) == 0.5
     assert topk_accuracy(logits, torch.tensor([2, 1]), 2) == 0.5
     assert topk_accuracy(logits, torch.tensor([0, 1]), 5) == 1.0
+
+
+def test_held_out_accuracies_are_among_the_likeliest_class_and_the_likeliest_five(monkeypatch):
+    model = objective("vit").eval()
+    places = torch.tensor([0, 3, 4, 5])  # of the right class in the order of the logits
+    logits = torch.arange(10.0).flip(0).expand(4, 10)
+    monkeypatch.setattr(model, "forward", lambda images: logits)
+    values = model.measure(batch(model.backbone)._replace(labels=places))
+    assert (values["acc1"], values["acc5"]) == (0.25, 0.75)
 
 
 def test_no_labels_and_no_cls_token_are_refused():

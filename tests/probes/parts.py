@@ -5,6 +5,7 @@ from torch import nn
 
 from vitmae.backbones.backbone import Backbone
 from vitmae.probes.features import Features
+from vitmae.probes.head_training import epoch_batches
 from vitmae.randomness import generator
 from vitmae.tokens.patches import gather_tokens, patchify
 
@@ -62,3 +63,17 @@ def marked_tokens(count, num_classes=3, grid_size=(3, 4), dim=8, seed=0, split="
     places = torch.randint(tokens, (count,), generator=generator(seed, split, "places"))
     patches[torch.arange(count), places] += marks[labels]
     return Features({"avg": patches.mean(1)}, labels, patches, grid_size)
+
+
+def starts_of_training(monkeypatch, module, probe):
+    """For seeds 0, 0 and 1 of a probe: its first weights, and the order of its images."""
+    starts = []
+
+    def record(heads, patches, targets, loss, sweep, *key):
+        weights = torch.cat([parameter.detach().flatten() for parameter in heads[0].parameters()])
+        starts.append((weights, torch.cat(list(epoch_batches(len(patches), 1, 1, *key)))))
+
+    monkeypatch.setattr(module, "fit_on_tokens", record)
+    for seed in (0, 0, 1):
+        probe(seed)
+    return zip(*starts, strict=True)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.probes.parts import clusters, marked_tokens, permuted_labels
+from tests.probes.parts import clusters, marked_tokens, permuted_labels, starts_of_training
 from vitmae.errors import UserError
+from vitmae.probes import attentive as attentive_module
 from vitmae.probes.attentive import AttentiveHead, attentive
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
@@ -67,6 +68,26 @@ def test_the_choice_never_sees_the_test_split():
     fooled = attentive(train, val, permuted_labels(test), sweep=SWEEP, num_heads=2)
     assert (fooled.setting, fooled.validation) == (told.setting, told.validation)
     assert fooled.accuracy < told.accuracy - 0.2
+
+
+def test_what_is_said_of_an_image_does_not_depend_on_the_other_test_images():
+    train, val, test = sets((120, 30, 90))
+    first = test.labels == 0
+    parts = [test.subset(ids.nonzero()[:, 0]) for ids in (first, ~first)]
+    sweep = Sweep([3e-2], epochs=6, warmup_epochs=1, batch_size=30)
+    whole, *halves = (attentive(train, val, part, num_heads=2, sweep=sweep).accuracy for part in (test, *parts))
+    assert whole == pytest.approx((halves[0] + 2 * halves[1]) / 3)
+    assert 0.4 < whole < 1
+
+
+def test_first_weights_and_order_follow_the_seed(monkeypatch):
+    part = marked_tokens(20)
+    starts = starts_of_training(
+        monkeypatch, attentive_module, lambda seed: attentive(part, part, part, num_heads=2, seed=seed)
+    )
+    for one, same, other in starts:
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
 
 
 def test_heads_are_64_wide_unless_the_width_has_no_such_heads():

@@ -4,7 +4,9 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
+from tests.probes.parts import starts_of_training
 from vitmae.errors import UserError
+from vitmae.probes import dense as dense_module
 from vitmae.probes.dense import DenseHead, SegmentedSet, dense, mean_iou, overlaps, pixel_loss
 from vitmae.probes.features import Features
 from vitmae.probes.head_training import Standardize, Sweep
@@ -114,6 +116,13 @@ def test_the_choice_never_sees_the_test_split():
     fooled = dense(train, val, SegmentedSet(test.features, test.masks.flip(0)), sweep=SWEEP)
     assert (fooled.setting, fooled.validation) == (told.setting, told.validation)
     assert fooled.mean_iou < told.mean_iou - 0.2
+
+
+def test_first_weights_and_order_follow_the_seed(monkeypatch):
+    starts = starts_of_training(monkeypatch, dense_module, lambda seed: dense(*sets(), seed=seed))
+    for one, same, other in starts:
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
 
 
 def test_bad_sets_are_refused():

@@ -79,6 +79,15 @@ def test_more_shots_classify_better_and_every_seed_is_reported():
         assert one_shot.num_images == 300
 
 
+def test_what_is_said_of_an_image_does_not_depend_on_the_other_test_images():
+    train, test = clusters(200, spread=1.5), clusters(100, spread=1.5, split="test")
+    first = test.labels < 2  # of other classes than the rest: their means are far apart
+    parts = [test.subset(ids.nonzero()[:, 0]) for ids in (first, ~first)]
+    whole, *halves = (fewshot(train, part, shots=[5], seeds=[0])["avg"][5].accuracy for part in (test, *parts))
+    assert whole == pytest.approx(sum(halves) / 2)
+    assert 0.3 < whole < 1
+
+
 def test_only_the_shots_are_seen():
     train, test = clusters(400), clusters(100, split="test")
     ids = draw_shots(train.labels, 5, seed=7)

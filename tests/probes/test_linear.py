@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from tests.probes.parts import clusters, permuted_labels
 from vitmae.errors import UserError
+from vitmae.probes import linear as linear_module
 from vitmae.probes.confidence import wilson_interval
 from vitmae.probes.features import Features
-from vitmae.probes.head_training import warmup_cosine
+from vitmae.probes.head_training import Sweep, warmup_cosine
 from vitmae.probes.linear import SWEEP, LinearHeads, choose_and_test, fit_heads, linear
 from vitmae.randomness import generator
 
@@ -135,6 +136,35 @@ def test_equal_seeds_give_equal_results_and_training_changes_no_feature():
     short = replace(SWEEP, base_lrs=BASE_LRS, epochs=4, warmup_epochs=1, batch_size=30)
     assert linear(train, val, test, sweep=short) == linear(train, val, test, sweep=short)
     assert all(torch.equal(before[pooling], train.pooled[pooling]) for pooling in before)
+
+
+def test_first_weights_and_order_follow_the_seed(monkeypatch):
+    starts, part = [], clusters(40)
+
+    def record(heads, batches, **settings):
+        starts.append((heads.weight.detach().clone(), torch.cat([features[0] for features, _ in batches])))
+
+    monkeypatch.setattr(linear_module, "fit_heads", record)
+    for seed in (0, 0, 1):
+        linear(part, part, part, sweep=Sweep([1.0], 2, 1, 20), seed=seed)
+    for one, same, other in zip(*starts, strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+def test_a_batch_holds_all_images_where_there_are_no_more(monkeypatch):
+    settings, part = [], clusters(40)
+    monkeypatch.setattr(linear_module, "fit_heads", lambda heads, batches, **given: settings.append(given))
+    for most in (100, 40, 30):
+        linear(part, part, part, sweep=Sweep([1.0], 4, 1, most))
+    assert [given["batch_size"] for given in settings] == [40, 40, 30]
+    assert {(given["steps"], given["warmup_steps"]) for given in settings} == {(4, 1)}
+
+
+def test_of_learning_rates_that_do_equally_well_the_first_is_taken():
+    heads = LinearHeads(12, 4, poolings=("cls", "avg"), base_lrs=(0.3, 3.0, 30.0)).eval()
+    results = choose_and_test(heads, clusters(20), clusters(20))
+    assert {result.setting["base_lr"] for result in results.values()} == {0.3}
 
 
 def test_half_precision_features_serve_as_well():

@@ -3,6 +3,7 @@ import torch
 
 from vitmae.errors import UserError
 from vitmae.randomness import fold_indices
+from vitmae.tokens import masking
 from vitmae.tokens.masking import (
     check_mask,
     corrupt,
@@ -56,6 +57,26 @@ def test_a_mask_is_a_function_of_its_samples_key_alone(kind):
     assert torch.equal(draw_mask(KEYS[5:9], (8, 8), 0.75, kind).mask, whole[5:9])
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("random", [[5, 11, 3, 13], [12, 10, 11, 14]]),
+        ("block", [[14, 3, 7, 10], [11, 15, 2, 3]]),
+        ("grid", [[5, 7, 13, 15], [5, 7, 13, 15]]),
+    ],
+)
+def test_the_mask_of_a_key_is_the_same_in_every_version(kind, kept):
+    """Or a run that is resumed, and an image that is held out, would change with the program."""
+    assert draw_mask(KEYS[:2], (4, 4), 0.75, kind).ids_keep.tolist() == kept
+
+
+def test_the_corruption_of_a_key_is_the_same_in_every_version():
+    drawn = draw_corruption(KEYS[:2], 16, 0.5)
+    assert drawn.ids.tolist() == [[13, 0, 2, 3, 8, 5, 14, 7], [14, 9, 3, 1, 8, 12, 10, 11]]
+    swapped = drawn.source != torch.arange(16)
+    assert drawn.source[swapped].tolist() == [3, 15]
+
+
 def test_samples_draw_different_masks():
     masks = draw_mask(KEYS, (8, 8), 0.75).mask
     assert len({tuple(m.tolist()) for m in masks}) == 64
@@ -69,6 +90,31 @@ def test_random_masks_hide_every_patch_equally_often():
 def test_grid_masks_keep_one_patch_of_each_cell():
     kept = (~draw_mask(KEYS, (6, 9), 1 - 1 / 9, "grid").mask).view(64, 2, 3, 3, 3)
     assert (kept.sum((2, 4)) == 1).all()
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_grid_masks_keep_every_place_of_a_cell_equally_often(side):
+    keys = fold_indices(1, torch.arange(4000))
+    kept = ~draw_mask(keys, (6, 6), 1 - 1 / side**2, "grid").mask
+    share = kept.view(4000, 6 // side, side, 6 // side, side).float().mean((0, 1, 3))
+    assert (share - 1 / side**2).abs().max() < 0.025
+
+
+def test_the_rectangles_of_block_masks_reach_both_ends_of_their_areas_and_shapes():
+    scores = masking._block_scores(fold_indices(1, torch.arange(600)), (24, 24)).view(-1, 24, 24)
+    first = scores >= masking._NUM_BLOCKS
+    tall, wide = first.any(2).sum(1), first.any(1).sum(1)
+    area, shape = tall * wide / 24**2, tall / wide
+    assert torch.equal(tall * wide, first.sum((1, 2)))
+    assert 0.07 < area.min() < 0.1
+    assert 0.38 < area.max() < 0.42
+    assert 0.26 < shape.min() < 0.36
+    assert 2.8 < shape.max() < 3.9
+    top, left = first.any(2).int().argmax(1), first.any(1).int().argmax(1)
+    for start, length in ((top, tall), (left, wide)):
+        start, length = start[length < 24], length[length < 24]  # others have no choice
+        assert (start == 0).any()
+        assert (start + length == 24).any()
 
 
 def test_block_masks_are_more_connected_than_random_ones():
@@ -118,6 +164,13 @@ def test_half_the_patches_are_corrupted_80_10_10_in_exact_counts(num_patches):
     assert (swapped.sum(1) == round(0.1 * k)).all()
     assert not (swapped & drawn.masked).any()
     assert (drawn.mask | ~(swapped | drawn.masked)).all()
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.3, 0.75])
+def test_the_ratio_is_the_share_of_patches_that_is_corrupted(ratio):
+    drawn = draw_corruption(KEYS, 196, ratio)
+    assert (drawn.mask.sum(1) == 196 - int(196 * (1 - ratio))).all()
+    assert drawn.ids.shape == (64, 196 - int(196 * (1 - ratio)))
 
 
 def test_corruption_touches_only_corrupted_embeddings_and_before_positions():

@@ -81,6 +81,17 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
     assert best["global_step"] == best_step != read_checkpoint(run.last)["global_step"]
 
 
+def test_what_is_validated_before_the_first_step_is_no_best(tmp_path):
+    run, objective = new_run(tmp_path), Weights()
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption())
+    trainer = new_trainer(run, checkpoints, max_steps=3, max_epochs=-1)
+    trainer.num_sanity_val_steps = 2
+    trainer.fit(objective, datamodule=Numbers())
+    assert run.last.exists()
+    assert not run.best.exists()
+    assert checkpoints.validated_step == -1
+
+
 def test_a_metric_of_which_more_is_better_is_kept_at_its_highest(tmp_path):
     run, objective = new_run(tmp_path), Weights()
     checkpoints = Checkpoints(run, ("val/loss", "max"), 1000, SETTINGS, Interruption())
@@ -90,6 +101,19 @@ def test_a_metric_of_which_more_is_better_is_kept_at_its_highest(tmp_path):
         read_checkpoint(run.best)["global_step"]
         == max((facts for kind, *facts in objective.trace if kind == "val"), key=lambda facts: facts[2])[1]
     )
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equally_good_checkpoints_the_first_stays_the_best(tmp_path, mode):
+    class Level(Weights):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.ones(()), on_epoch=True, batch_size=1)
+
+    run = new_run(tmp_path)
+    checkpoints = Checkpoints(run, ("val/loss", mode), 1000, SETTINGS, Interruption())
+    new_trainer(run, checkpoints, max_epochs=3).fit(Level(), datamodule=Numbers())
+    assert read_checkpoint(run.best)["global_step"] == 5
+    assert read_checkpoint(run.last)["global_step"] == 15
 
 
 def test_a_resumed_run_has_to_beat_the_best_of_before(tmp_path):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
+from tests.training.runs import digits, tiny_objective, trainer
 from tests.training.standin import QUIET, SETTINGS, Numbers, Weights, new_run
 from vitmae.errors import UserError
+from vitmae.recipe import Recipe
 from vitmae.runs.checkpoint_file import read_checkpoint
 from vitmae.runs.interruption import Interruption
 from vitmae.runs.preflight import check_devices, resolve_precision
@@ -70,6 +72,25 @@ def test_a_finished_run_can_be_asked_for_again_and_trains_no_further(tmp_path):
     objective = Weights()
     assert run_fit(run, objective, ckpt=run.last, max_epochs=1) == pytest.approx(first)
     assert not any(kind == "train" for kind, *_ in objective.trace)
+
+
+def test_peak_and_warm_up_count_optimiser_steps_and_all_images_of_each(tmp_path):
+    """Five batches of 64 images, two for each step: three steps an epoch, the last of one batch."""
+
+    class Rates(Callback):
+        def __init__(self):
+            self.of_step = {}
+
+        def on_train_batch_start(self, trainer, *rest):
+            self.of_step[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
+
+    rates, data = Rates(), digits(batch_size=64)
+    objective = tiny_objective("mae", data)
+    objective.optimizer = Recipe(base_lr=1e-2, warmup_epochs=1)
+    settings = {"limit_train_batches": 5, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    trainer(tmp_path, [rates], **settings).fit(objective, datamodule=data)
+    assert len(rates.of_step) == 6
+    assert rates.of_step[3] == max(rates.of_step.values()) == pytest.approx(1e-2 * 2 * 64 / 256)
 
 
 def test_where_a_scheduler_is_installed_a_run_says_nothing_of_it(tmp_path, monkeypatch):

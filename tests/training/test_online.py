@@ -2,13 +2,16 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
+from sklearn.neighbors import KNeighborsClassifier
 
 from tests.models.parts import OBJECTIVES
 from tests.training.runs import digits, tiny_objective, trainer
 from vitmae.errors import UserError
+from vitmae.recipe import Recipe
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.interruption import Interruption
 from vitmae.training.checkpoints import Checkpoints
@@ -99,6 +102,34 @@ def test_held_out_masks_are_fixed_so_an_untrained_model_validates_alike_twice(tm
     )
 
 
+def test_the_probe_is_the_knn_of_the_checkpoints_features_every_few_epochs_and_at_the_end(tmp_path):
+    data, logger = digits(), Kept()
+    settings = {"max_epochs": 5, "limit_train_batches": 1, "limit_val_batches": 0, "log_every_n_steps": 1}
+    run = trainer(tmp_path, [OnlineProbe(every_n_epochs=2, images=120, k=7)], logger, **settings)
+    run.fit(tiny_objective("mae", data), datamodule=data)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    logged = {step: row["probe/knn_avg"] for step, row in logger.rows if "probe/knn_avg" in row}
+    assert list(logged) == [0, 2, 4, 5]
+    for _, row in logger.rows:
+        assert row["probe/knn"] == max(row["probe/knn_cls"], row["probe/knn_avg"])
+
+    saved = tiny_objective("mae", data).eval()
+    saved.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    vectors, labels = [], []
+    for loader in data.probe_dataloaders(120):
+        images, named = (torch.cat(part) for part in zip(*[batch[:2] for batch in loader], strict=True))
+        with torch.no_grad():
+            vectors.append(saved.backbone(saved.normalize(images))[:, 1:].mean(1))
+        labels.append(named)
+
+    def votes(distances):
+        return np.exp((1 - distances) / 0.07)
+
+    reference = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=votes).fit(vectors[0], labels[0])
+    assert len(labels[0]) == len(labels[1]) == 120
+    assert logged[5] == pytest.approx(reference.score(vectors[1], labels[1]), abs=1e-6)
+
+
 def test_the_probe_changes_nothing_in_the_run(tmp_path):
     weights = []
     for callbacks in ([], [OnlineProbe(every_n_epochs=1, images=100), LearnBaselines()]):
@@ -108,6 +139,18 @@ def test_the_probe_changes_nothing_in_the_run(tmp_path):
         trainer(tmp_path, callbacks).fit(objective, datamodule=data)
         weights.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
     assert torch.equal(*weights)
+
+
+def test_a_panel_is_drawn_in_eval_mode_and_the_mode_is_given_back(tmp_path):
+    data = digits()
+    objective = tiny_objective("mae", data)
+    panel, modes = objective.panel, []
+    objective.panel = lambda batch: modes.append([part.training for part in objective.modules()]) or panel(batch)
+    objective.on_train_epoch_end = lambda: modes.append([objective.training])
+    settings = {"max_epochs": 1, "limit_val_batches": 0}
+    trainer(tmp_path, [Panels(tmp_path, lambda *args: None, images=2)], **settings).fit(objective, datamodule=data)
+    assert not any(modes[0])
+    assert modes[1] == [True]
 
 
 def test_the_references_of_the_probe_survive_a_resume():
@@ -138,6 +181,16 @@ def test_step_values_are_the_mean_over_the_steps_since_the_last_row_and_the_last
     }
 
 
+def test_the_rate_that_is_logged_is_that_of_the_head_which_no_layer_decay_lowers(tmp_path):
+    data, logger = digits(), Kept()
+    objective = tiny_objective("mae", data)
+    objective.optimizer = Recipe(base_lr=1e-2, layer_decay=0.5, warmup_epochs=0)
+    settings = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
+    trainer(tmp_path, [StepLog()], logger, **settings).fit(objective, datamodule=data)
+    half = 1e-2 * 128 / 256 / 2
+    assert {step: row["train/lr"] for step, row in logger.rows} == {2: pytest.approx(half), 4: pytest.approx(0)}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path):
     data = digits()
     objective = tiny_objective("mae", data)
@@ -156,7 +209,7 @@ def test_weights_gone_astray_do_not_replace_the_last_good_checkpoint(tmp_path):
     def astray(batch):
         steps.append(objective.training)
         metrics = measure(batch)
-        return {"loss": metrics["loss"] * float("nan")} if sum(steps) > 2 else metrics
+        return {"loss": metrics["loss"] * float("nan"), "acc1": torch.ones(())} if sum(steps) > 2 else metrics
 
     objective.measure = astray
     settings = {"max_epochs": 1, "limit_train_batches": 4, "log_every_n_steps": 100, "enable_checkpointing": True}

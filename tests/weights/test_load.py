@@ -38,9 +38,10 @@ def test_the_statistics_of_the_data_are_never_loaded(tmp_path):
     fresh = build("mae", seed=7)
     fresh.mean.fill_(0.1)
     fresh.mean_patch.fill_(0.2)
-    load_weights(fresh, path)
+    report = load_weights(fresh, path)
     assert (fresh.mean == 0.1).all()
     assert (fresh.mean_patch == 0.2).all()
+    assert not {"mean", "std", "mean_patch"} & {fit.name for fit in report.fits}, "nor missed"
 
 
 def test_a_backbone_takes_the_encoder_alone(tmp_path):

@@ -13,6 +13,7 @@ from vitmae.models.mae import MAE
 from vitmae.runs.checkpoint_file import FORMAT
 from vitmae.weights.read import read_weights
 from vitmae.weights.saved import find_saved, read_saved, rebuild
+from vitmae.weights.write import write_weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -109,6 +110,30 @@ def test_a_bundle_of_a_future_format_is_refused(tmp_path):
     (folder / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="newer vitmae"):
         read_saved(folder)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+@pytest.mark.parametrize("place", ["model", "backbone", "optimizer"])
+def test_a_name_that_only_begins_like_this_projects_is_not_even_imported(tmp_path, monkeypatch, kind, place):
+    proof = tmp_path / "imported"
+    (tmp_path / "vitmae_other.py").write_text(f"open({str(proof)!r}, 'w')\nThing = dict\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = settings("mae")
+    path = save_checkpoint(tmp_path / "run.ckpt", build("mae"), config)
+    if kind == "bundle":
+        path = tmp_path / "bundle"
+        write_weights(read_saved(tmp_path / "run.ckpt"), "bundle", "full", path)
+        config = json.loads((path / "model.json").read_text())["config"]
+    node = config["model"]["optimizer"] if place == "optimizer" else config[place]
+    node["_target_"] = "vitmae_other.Thing"
+    if kind == "bundle":
+        about = json.loads((path / "model.json").read_text()) | {"config": config}
+        (path / "model.json").write_text(json.dumps(about))
+    else:
+        save_checkpoint(path, build("mae"), config)
+    with pytest.raises(UserError, match=r"vitmae_other\.Thing"):
+        rebuild(read_saved(path))
+    assert not proof.exists()
 
 
 def test_weights_that_are_not_those_of_the_settings_are_refused(tmp_path):

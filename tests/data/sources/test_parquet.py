@@ -59,6 +59,13 @@ def test_names_of_classes_are_taken_from_the_hubs_notes(tmp_path):
     assert load(write(tmp_path / "a.parquet", [1, 0], names=["cat", "dog", "eel"])).class_names == ("cat", "dog", "eel")
 
 
+@pytest.mark.parametrize("labels", [[0, 2, 1], ["zebra", "cat", "ape"]])
+def test_classes_keep_the_order_of_the_hubs_notes_which_need_not_be_the_alphabets(tmp_path, labels):
+    splits = load(write(tmp_path / "a.parquet", labels, names=["zebra", "ape", "cat"]))
+    assert [splits.class_names[number] for number in splits.train.labels] == ["zebra", "cat", "ape"]
+    assert splits.train.labels.tolist() == [0, 2, 1]
+
+
 def test_labels_can_be_words(tmp_path):
     write(tmp_path / "train.parquet", ["dog", "cat", "dog"])
     write(tmp_path / "test.parquet", ["cat"])
