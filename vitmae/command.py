@@ -97,17 +97,6 @@ def call_target(config: DictConfig) -> None:
     build(settings)
 
 
-def require_at_least(least: int, **settings: float | str | None) -> None:
-    """Refuse numbers that are too small; what is no number (null, auto) passes.
-
-    Raises:
-        UserError: one of them is.
-    """
-    for name, value in settings.items():
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{name}={value}: at least {least} is wanted")
-
-
 def _job(task: Task, codes: list[int]) -> Task:
     """The function for Hydra, which in a sweep calls it once for each job: none may stop the others."""
 

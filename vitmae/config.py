@@ -104,7 +104,9 @@ def takes(target: str, argument: str) -> bool:
     return argument in inspect.signature(locate(target)).parameters
 
 
-def check_settings(settings: Mapping[str, Any], path: str = "", homes: Mapping[str, Callable[..., Any]] | None = None) -> None:
+def check_settings(
+    settings: Mapping[str, Any], path: str = "", homes: Mapping[str, Callable[..., Any]] | None = None
+) -> None:
     """Compare every node with the signature of what it is for: what its `_target_` names, or its home.
 
     Arguments that a node does not give are not missed here: some can only be known at run time.

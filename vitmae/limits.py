@@ -11,7 +11,7 @@ import json
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import astuple, is_dataclass
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -23,7 +23,7 @@ from vitmae.errors import UserError
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
-_SIGNS = {Gt: ("> ", "gt"), Ge: ("≥ ", "ge"), Lt: ("< ", "lt"), Le: ("≤ ", "le"), MinLen: ("of length ≥ ", "min_length")}
+_SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤", MinLen: "of length ≥"}
 _KINDS = {
     float: "a number",
     int: "a whole number",
@@ -131,21 +131,23 @@ def _wanted(annotation: Any, text: str | None) -> str:
         text: the value in JSON, if it is known: of a number, the limits suffice.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    words = _KINDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
     if origin in (typing.Union, UnionType):
-        return " or ".join(dict.fromkeys(_wanted(choice, text) for choice in inner))
-    if origin is typing.Literal:
-        return " or ".join(map(str, inner))
-    if origin is typing.Annotated:
-        kind, *limits = inner
-        known = [(*_SIGNS[type(limit)], limit) for limit in limits if type(limit) in _SIGNS]
-        words = " and ".join(f"{sign}{getattr(limit, field)}" for sign, field, limit in known)
+        words = " or ".join(dict.fromkeys(_wanted(choice, text) for choice in inner))
+    elif origin is typing.Literal:
+        *most, last = map(str, inner)
+        words = f"{', '.join(most)} or {last}" if most else last
+    elif origin is typing.Annotated:
+        limits = [limit for limit in inner[1:] if type(limit) in _SIGNS]
+        words = " and ".join(f"{_SIGNS[type(limit)]} {astuple(limit)[0]}" for limit in limits)
         if text is None:
-            return f"{_wanted(kind, None)} {words}"
-        return words if _fits(text, kind) else _wanted(kind, text)
-    if origin is tuple and Ellipsis not in inner:
-        return f"a list of {len(inner)}, each {_wanted(inner[0], None)}"
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        return f"a list, each {_wanted(inner[0], None)}"
-    if is_dataclass(annotation):
-        return "a mapping"
-    return _KINDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+            words = f"{_wanted(inner[0], None)} {words}"
+        elif not _fits(text, inner[0]):
+            words = _wanted(inner[0], text)
+    elif origin is tuple:
+        words = f"a list of {len(inner)}, each {_wanted(inner[0], None)}"
+    elif inspect.isclass(origin) and issubclass(origin, Sequence):
+        words = f"a list, each {_wanted(inner[0], None)}"
+    elif is_dataclass(annotation):
+        words = "a mapping"
+    return words

@@ -10,8 +10,10 @@ P = patch_h * patch_w * C.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from vitmae.backbones.blocks import read_tokens, use_fast_layers
 from vitmae.backbones.macs import blocks_macs
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.models.baselines import mean_over_patches, regression_baselines
 from vitmae.models.objective import Objective
 from vitmae.models.protocols import HasBaselines, Panel, Reconstructs
@@ -58,19 +61,20 @@ class MAE(Objective, Reconstructs, HasBaselines):
     published_as = "vit_mae"
     mean_patch: Tensor
 
+    @check_arguments("model")
     def __init__(
         self,
         backbone: Backbone,
         optimizer: Recipe,
         mean: Sequence[float],
         std: Sequence[float],
-        mask_ratio: float = 0.75,
+        mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75,
         mask_kind: MaskKind = "random",
         norm_pix_loss: bool | None = None,
         fixed_positions: bool = True,
-        decoder_embed_dim: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_num_heads: int | None = None,
+        decoder_embed_dim: Annotated[int, Ge(1)] | None = None,
+        decoder_depth: Annotated[int, Ge(1)] | None = None,
+        decoder_num_heads: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         check_mask(mask_kind, backbone.grid_size, mask_ratio)
