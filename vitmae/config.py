@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from vitmae.errors import UserError
 from vitmae.limits import annotations_of, check_value
 
-DIRECTIVES = ("_target_", "_partial_", "weights")
+_DIRECTIVES = ("_target_", "_partial_", "weights")
 """Keys of a node that are no arguments; `weights` says what is loaded into what was built (`vitmae.weights.load`)."""
 
 
@@ -75,7 +75,7 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: what settings cannot hold, such as modules.
     """
     target = locate(node["_target_"])
-    settings = {key: _built(value) for key, value in node.items() if key not in DIRECTIVES}
+    settings = {key: _built(value) for key, value in node.items() if key not in _DIRECTIVES}
     return partial(target, **settings, **arguments) if node.get("_partial_") else target(**settings, **arguments)
 
 
@@ -139,7 +139,7 @@ def _check_node(node: Mapping[str, Any], path: str, target: Callable[..., Any]) 
     annotations = annotations_of(target)
     prefix = f"{path}." if path else ""
     for key, value in node.items():
-        if key in DIRECTIVES:
+        if key in _DIRECTIVES:
             continue
         if key not in names and not is_open:
             near = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in names])

@@ -65,7 +65,7 @@ class TimmViT(Backbone):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.img_size, self.in_chans = pair(img_size), in_chans
+        self.name, self.img_size, self.in_chans, self.mlp_ratio = name, pair(img_size), in_chans, mlp_ratio
         shape: dict[str, Any] = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         if patch_size is not None:
             shape["patch_size"] = pair(patch_size)

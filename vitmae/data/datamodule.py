@@ -166,6 +166,28 @@ class ImageData(LightningDataModule):
             log.warning("%d images cannot be read and are skipped", self.skipped)
         self._prepared = True
 
+    def took_effect(self) -> dict[str, Any]:
+        """Settings that are kept under another name, for `vitmae.training.accounting`."""
+        augments = {type(augment).__name__: augment for augment in self._augmentation}
+        return {
+            "crop": self.view.crop,
+            "crop_scale": self.view.scale,
+            "crop_ratio": self.view.ratio,
+            "hflip": self.view.hflip,
+            "rand_augment": getattr(augments.get("RandAugment"), "magnitude", None),
+            "random_erasing": getattr(augments.get("RandomErasing"), "probability", 0.0),
+            "on_error": "skip" if self.skip_unreadable else "raise",
+        }
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that reach nothing with this set, and why."""
+        reasons = {}
+        if self._has_val:
+            reasons["val_fraction"] = "the set has validation images of its own: leave it out"
+        if not self._encoded:
+            reasons["on_error"] = "the set has no files that could be unreadable: leave it out"
+        return reasons
+
     def _crop_pct(self, images: Images) -> float:
         """Photographs keep 7/8 of the shorter side at 96 to 224 pixels, as in MAE's evaluation; else all is kept."""
         if self.crop_pct is not None:

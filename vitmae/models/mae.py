@@ -10,7 +10,7 @@ P = patch_h * patch_w * C.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -79,6 +79,7 @@ class MAE(Objective, Reconstructs, HasBaselines):
         super().__init__(backbone, optimizer, mean, std)
         check_mask(mask_kind, backbone.grid_size, mask_ratio)
         self.mask_ratio, self.mask_kind = mask_ratio, mask_kind
+        self.fixed_positions = fixed_positions
         self.norm_pix_loss = patch_length(backbone) >= _MIN_VALUES if norm_pix_loss is None else norm_pix_loss
         if fixed_positions:
             backbone.fix_positions()
@@ -87,6 +88,14 @@ class MAE(Objective, Reconstructs, HasBaselines):
         init_xavier(self.decoder)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
         self.register_buffer("mean_patch", torch.zeros(patch_length(backbone)))
+
+    def took_effect(self) -> dict[str, Any]:
+        """The decoder's sizes, as they are in the decoder."""
+        return {
+            "decoder_embed_dim": self.decoder.embed.out_features,
+            "decoder_depth": len(self.decoder.blocks),
+            "decoder_num_heads": self.decoder.num_heads,
+        }
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of the paper: squared error, averaged over the hidden patches of the batch."""
@@ -233,7 +242,7 @@ class Decoder(nn.Module):
                 f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads="
                 f"{num_heads} and, with fixed positions, by 4"
             )
-        self.num_prefix_tokens = backbone.num_prefix_tokens
+        self.num_prefix_tokens, self.num_heads = backbone.num_prefix_tokens, num_heads
         self.embed = nn.Linear(backbone.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if fixed_positions:

@@ -97,6 +97,10 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
         constant = patch_length(backbone) if target == "pixels" else self.num_bins
         self.register_buffer("constant", torch.zeros(constant))
 
+    def took_effect(self) -> dict[str, str]:
+        """The target, which as an attribute would hide the method of this name."""
+        return {"target": self.target_kind}
+
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Loss and, where the target is a class, accuracy over the corrupted patches of the batch."""
         corruption = draw_corruption(batch.keys, self.backbone.num_patches, self.mask_ratio)

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H W image, N patches, D width, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -80,6 +80,7 @@ class Supervised(Objective, Classifies):
         if pool == "cls" and not backbone.has_cls:
             raise UserError("model.pool=cls: this backbone has no CLS token, use model.pool=avg or map")
         self.num_classes, self.pool, self.label_smoothing = num_classes, pool, label_smoothing
+        self.fixed_positions, self.frozen, self.head_init_std = fixed_positions, freeze, head_init_std
         if fixed_positions:
             backbone.fix_positions()
         if pool == "avg":
@@ -98,6 +99,11 @@ class Supervised(Objective, Classifies):
         mixes = ((MixUp, mixup), (CutMix, cutmix))
         with torch.device("cpu"):  # a mix draws from a distribution, which has to have values also on the meta device
             self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
+
+    def took_effect(self) -> dict[str, Any]:
+        """Settings that are kept under another name."""
+        alphas = {type(mix).__name__.lower(): mix.alpha for mix in self.mixes}
+        return {"mixup": 0.0, "cutmix": 0.0, "freeze": self.frozen} | alphas
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""

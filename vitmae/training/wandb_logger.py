@@ -85,6 +85,12 @@ class Wandb(Logger):
         self._run: Any = None
         self._is_lost = self._has_set_data_dir = False
 
+    def without_effect(self) -> dict[str, str]:
+        """Settings that reach nothing in this mode, for `vitmae.training.accounting`."""
+        idle = {"offline": ("init_timeout", "finish_timeout"), "disabled": ("entity", "tags", "log_checkpoint")}
+        idle["disabled"] += idle["offline"]
+        return dict.fromkeys(idle.get(self.mode, ()), f"logger.wandb.mode={self.mode} talks to no server")
+
     @property
     def name(self) -> str:
         """The project on the server."""

@@ -50,6 +50,10 @@ class Shapes:
         self.counts = {"train": num_train, "val": num_val, "test": num_test}
         self.seed = seed
 
+    def took_effect(self) -> dict[str, int]:
+        """Settings that are kept under another name, for `vitmae.training.accounting`."""
+        return {f"num_{split}": count for split, count in self.counts.items()}
+
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
         """Describe the splits; images are drawn on request.
 
