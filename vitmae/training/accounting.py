@@ -16,19 +16,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import ismethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from timm.layers.drop import DropPath
 from torch import nn
 
 from vitmae.errors import UserError
+from vitmae.models.objective import Objective, as_objective
 from vitmae.training.averaging import averages
-
-if TYPE_CHECKING:  # models stand above training; only the type is needed here
-    from vitmae.models.objective import Objective
 
 _MISSING = object()
 _OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
@@ -70,9 +68,9 @@ class Accounting(Callback):
         keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
         self.given = tuple(key for key in keys if key not in settings["choices"])
 
-    def on_train_start(self, trainer: Trainer, pl_module: "Objective") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check on every rank; the first speaks."""
-        observed = observe(trainer, pl_module) | _observe_trainer(trainer, self.settings["trainer"])
+        observed = observe(trainer, as_objective(pl_module)) | _observe_trainer(trainer, self.settings["trainer"])
         idle = {**_overruled(trainer), **self.idle}
         for leaf in leaves(self.settings, {**self.parts, "trainer": trainer}, idle):
             is_given = any(f"{leaf.name}.".startswith(f"{key}.") for key in self.given)
@@ -155,7 +153,7 @@ def _same(value: Any, found: Any) -> bool:
     return bool(value == found) or os.path.expanduser(str(value)) == str(found)
 
 
-def observe(trainer: Trainer, objective: "Objective") -> dict[str, Any]:
+def observe(trainer: Trainer, objective: Objective) -> dict[str, Any]:
     """Settings as they stand in the built optimiser and modules, by name."""
     _, _, effective_batch = objective.run_length()
     groups = trainer.optimizers[0].param_groups

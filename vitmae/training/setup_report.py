@@ -30,17 +30,14 @@ class Effects(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, once everything is built."""
         if trainer.is_global_zero:
+            objective = as_objective(pl_module)
             tables = [_run_table(trainer, objective), _group_table(trainer, objective)]
             Console(width=None if sys.stdout.isatty() else _WIDTH).print(*tables, sep="\n")
             with self.path.open("w") as file:
                 Console(file=file, width=_WIDTH, color_system=None).print(*tables, sep="\n")
 
 
-def _mixes(objective: "Objective") -> dict[str, float]:
-    """The alpha of each mix that a classifier does."""
-    return {type(mix).__name__.lower(): mix.alpha for mix in objective.mixes}  # type: ignore[union-attr]
-
-
+def _run_table(trainer: Trainer, objective: Objective) -> Table:
     table = Table(title="What took effect", show_header=False, title_justify="left")
     for name, value in _run_rows(trainer, objective):
         table.add_row(name, value)
