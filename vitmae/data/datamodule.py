@@ -168,12 +168,9 @@ class ImageData(LightningDataModule):
 
     def took_effect(self) -> dict[str, Any]:
         """Settings that are kept under another name, for `vitmae.training.accounting`."""
-        augments = {type(augment).__name__: augment for augment in self._augmentation}
-        return {
-            "crop": self.view.crop,
-            "crop_scale": self.view.scale,
-            "crop_ratio": self.view.ratio,
-            "hflip": self.view.hflip,
+        view, augments = self.view, {type(augment).__name__: augment for augment in self._augmentation}
+        seen = {"crop": view.crop, "crop_scale": view.scale, "crop_ratio": view.ratio, "hflip": view.hflip}
+        return seen | {
             "rand_augment": getattr(augments.get("RandAugment"), "magnitude", None),
             "random_erasing": getattr(augments.get("RandomErasing"), "probability", 0.0),
             "on_error": "skip" if self.skip_unreadable else "raise",

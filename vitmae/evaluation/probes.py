@@ -123,7 +123,7 @@ class Logistic:
     """
 
     cs: Rates = logistic.CS
-    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
+    val_fraction: Annotated[float, Gt(0), Lt(1)] = logistic.VAL_FRACTION
     max_images: Annotated[int, Ge(0)] = 20_000
 
     def run(self, sets: Sets) -> list[Score]:
@@ -145,7 +145,7 @@ class FewShot:
     """
 
     shots: Counts = fewshot.SHOTS
-    seeds: Annotated[Sequence[int], MinLen(1)] = (0, 1, 2)
+    seeds: Annotated[Sequence[int], MinLen(1)] = fewshot.SEEDS
     l2: Annotated[float, Gt(0)] = fewshot.L2
 
     def run(self, sets: Sets) -> list[Score]:
