@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import Field
 
 from vitmae.errors import UserError
 from vitmae.limits import check_arguments, check_value
@@ -19,6 +20,7 @@ Count = Annotated[int, Ge(1)]
     ("value", "annotation", "words"),
     [
         (2, Share, "> 0 and ≤ 1"),
+        (2, Annotated[float, Field(gt=0, le=1)], "> 0 and ≤ 1"),
         (0, Share, "> 0 and ≤ 1"),
         (float("nan"), Share, "> 0 and ≤ 1"),
         ("abc", Share, "a number"),

@@ -105,22 +105,15 @@ def _as_json(value: Any) -> Any:
 
 def _fits(text: str, annotation: Any) -> bool:
     """Whether pydantic takes a value in JSON, where strictness asks no more than YAML can say."""
-    from pydantic import PydanticSchemaGenerationError, PydanticUserError, ValidationError
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
     try:
-        _adapter(annotation).validate_json(text, strict=True)
+        TypeAdapter(annotation).validate_json(text, strict=True)
     except ValidationError:
         return False
     except (PydanticSchemaGenerationError, PydanticUserError):
         pass  # a type that no setting can have
     return True
-
-
-@cache
-def _adapter(annotation: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(annotation)
 
 
 def _wanted(annotation: Any, text: str | None) -> str:
@@ -138,7 +131,8 @@ def _wanted(annotation: Any, text: str | None) -> str:
         *most, last = map(str, inner)
         words = f"{', '.join(most)} or {last}" if most else last
     elif origin is typing.Annotated:
-        limits = [limit for limit in inner[1:] if type(limit) in _SIGNS]
+        stated = [limit for entry in inner[1:] for limit in getattr(entry, "metadata", [entry])]  # of pydantic's Field
+        limits = [limit for limit in stated if type(limit) in _SIGNS]
         words = " and ".join(f"{_SIGNS[type(limit)]} {astuple(limit)[0]}" for limit in limits)
         if text is None:
             words = f"{_wanted(inner[0], None)} {words}"
