@@ -94,7 +94,7 @@ def _train(
     probe = build(settings["probe"])
     panel = build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers))
     parts = {
-        **{name: settings[name] for name in ("name", "runs", "seed", "ckpt", "weights_min_match")},
+        **{name: settings[name] for name in ("name", "runs", "seed", "ckpt", "weights_min_match", "trust")},
         "data": data,
         "backbone": backbone,
         "model": objective,

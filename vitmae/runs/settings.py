@@ -1,6 +1,6 @@
 """The settings of a run that belong to none of its parts: the lines of conf/config.yaml itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ class RunSettings:
         ckpt: the checkpoint to resume from.
         weights_min_match: share of the encoder that `backbone.weights` or `model.weights` must fill.
         compile: `torch.compile` the transformer blocks.
+        trust: classes that a checkpoint may name besides this project's.
     """
 
     model: Mapping[str, Any]
@@ -44,3 +45,4 @@ class RunSettings:
     ckpt: str | None
     weights_min_match: Annotated[float, Ge(0), Le(1)]
     compile: bool
+    trust: Sequence[str]
