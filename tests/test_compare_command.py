@@ -41,7 +41,7 @@ def test_what_is_not_closed_is_refused(text):
         ([], "out must be given"),
         (["out=c", "methods=[mea]"], "'mae'"),
         (["out=c", "mae=[model.mask_ration=0.5]"], "did you mean model.mask_ratio?"),
-        (["out=c", "mae=[model.mask_ratio=much]"], "a number is wanted"),
+        (["out=c", "mae=[model.mask_ratio=much]"], "must be a number"),
         (["out=c", "data=folders"], "did you mean data=folder?"),
         (["out=c", "labels=0"], "labels=0"),
         (["out=c", "finetune=[model=mae]"], "finetune=model=mae: a comparison sets that itself"),

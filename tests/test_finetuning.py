@@ -235,8 +235,8 @@ def test_frozen_blocks_end_as_they_began_and_the_table_says_so(train):
     ("setting", "message"),
     [
         ("model.freeze=7", "model.freeze=7: the backbone has 2 blocks: choose at most 2, or all"),
-        ("model.freeze=some", "model.freeze=some: a whole number or one of 'all' is wanted"),
-        ("model.optimizer.ema_decay=1", "model.optimizer.ema_decay=1 must lie in (0, 1)"),
+        ("model.freeze=some", "model.freeze=some: must be a whole number or all"),
+        ("model.optimizer.ema_decay=1", "model.optimizer.ema_decay=1: must be > 0 and < 1 or null"),
     ],
 )
 def test_what_cannot_be_is_one_line(train, setting, message):

@@ -113,14 +113,14 @@ def test_a_run_leaves_all_it_promises_and_says_where(train):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.mask_ratio=abc"], "model.mask_ratio=abc: a number is wanted"),
-        (["model.mask_ratio=1.0"], "model.mask_ratio=1.0 leaves no visible patch"),
+        (["model.mask_ratio=abc"], "model.mask_ratio=abc: must be a number"),
+        (["model.mask_ratio=1.0"], "model.mask_ratio=1.0: must be > 0 and < 1"),
         (["+model.foo=1"], "unknown setting model.foo"),
         (["trainer=gpu"], "trainer.accelerator=gpu: no GPU is visible here"),
         (["backbone.patch_size=3"], "not divisible by"),
         (["model.optimizer.warmup_epochs=500"], "warmup_epochs=500 is"),
         (["model=vit", "model.num_classes=3"], "model.num_classes=3, but the data has 10 classes"),
-        (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0 must be at least 1"),
+        (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0: must be ≥ 1"),
         (["ckpt=nowhere"], "ckpt=nowhere: there is no such file"),
         (["ckpt=last"], "ckpt=last: no run below runs has a last.ckpt"),
         (["ckpt=last", "-m"], "cannot be swept over"),

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.allocator import use_large_pages
-from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
+from vitmae.config import build, check_settings, choices_of, config_dir, did_you_mean, plain, setting_keys
 from vitmae.errors import UserError
 from vitmae.runs.directory import claim_directory
 from vitmae.runs.exit import ABORTED, FAULT, report
@@ -95,17 +95,6 @@ def call_target(config: DictConfig) -> None:
     settings = plain(config)
     check_settings(settings)
     build(settings)
-
-
-def require_at_least(least: int, **settings: float | str | None) -> None:
-    """Refuse numbers that are too small; what is no number (null, auto) passes.
-
-    Raises:
-        UserError: one of them is.
-    """
-    for name, value in settings.items():
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{name}={value}: at least {least} is wanted")
 
 
 def _job(task: Task, codes: list[int]) -> Task:
@@ -181,8 +170,8 @@ def help_text(config_name: str) -> str:
     lines = []
     for entry in defaults:
         for group, default in cast(dict[str, str], entry).items():
-            choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-            lines.append(f"  {group:<10} {', '.join(f'[{name}]' if name == default else name for name in choices)}")
+            choices = (f"[{name}]" if name == default else name for name in choices_of(group))
+            lines.append(f"  {group:<10} {', '.join(choices)}")
     return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
 
 
@@ -285,8 +274,9 @@ def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> st
     """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        near = did_you_mean(f"{group}={choice}", [f"{group}={option}" for option in error.options])
-        return f"unknown choice {group}={choice}{near} (there are {', '.join(error.options)})"
+        options = [option for option in error.options if not option.startswith("_")]
+        near = did_you_mean(f"{group}={choice}", [f"{group}={option}" for option in options])
+        return f"unknown choice {group}={choice}{near} (there are {', '.join(options)})"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
     if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):

@@ -1,12 +1,11 @@
 """Settings: where the YAML files are, what a node builds, and what is wrong with it before it is built.
 
 A node with `_target_` names a class or function; its other keys are the arguments. `check_settings` compares them with
-the signature, so that a wrong key or a wrong kind of value is one line at the start and not a fault an hour later.
+the signature, so that a wrong key or a wrong value is one line at the start and not a fault an hour later.
 Nothing heavy is imported until a node is checked or built: `--help` and `--cfg job` answer at once.
 """
 
 import inspect
-import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vitmae.errors import UserError
+from vitmae.limits import annotations_of, check_value
 
 _DIRECTIVES = ("_target_", "_partial_", "weights")
 """Keys of a node that are no arguments; `weights` says what is loaded into what was built (`vitmae.weights.load`)."""
@@ -31,6 +31,18 @@ def config_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise UserError(f"no conf/config.yaml in {package} nor beside it: install vitmae again")
+
+
+def choices_of(group: str) -> list[str]:
+    """The choices of a config group; a file whose name begins with ``_`` is what they share."""
+    return sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
+
+
+def load_choice(group: str, choice: str) -> DictConfig:
+    """A file of a config group, on top of the files of the group that its defaults name."""
+    file = typing.cast(DictConfig, OmegaConf.load(config_dir() / group / f"{choice}.yaml"))
+    shared = [load_choice(group, entry) for entry in file.get("defaults", []) if isinstance(entry, str)]
+    return typing.cast(DictConfig, OmegaConf.merge(*shared, file))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -104,33 +116,39 @@ def takes(target: str, argument: str) -> bool:
     return argument in inspect.signature(locate(target)).parameters
 
 
-def check_settings(settings: Mapping[str, Any], path: str = "") -> None:
-    """Compare every node that has a `_target_` with the signature of what it names.
+def check_settings(
+    settings: Mapping[str, Any], path: str = "", homes: Mapping[str, Callable[..., Any]] | None = None
+) -> None:
+    """Compare every node with the signature of what it is for: what its `_target_` names, or its home.
 
     Arguments that a node does not give are not missed here: some can only be known at run time.
 
+    Args:
+        settings: plain values.
+        path: where they stand, as it is written on a command line.
+        homes: by path, the signatures of nodes without a `_target_`.
+
     Raises:
-        UserError: on the first key that the target does not take, with the nearest it does, and on the first value
-            of another type than the annotation's; a whole number passes for a number and a list for a tuple.
+        UserError: on the first key that the signature does not have, with the nearest it has, and on the first value
+            that its annotation does not allow, see `vitmae.limits`.
     """
+    homes = homes or {}
     if "_target_" in settings:
-        _check_node(settings, path)
+        _check_node(settings, path, locate(settings["_target_"]))
+    elif path in homes:
+        _check_node(settings, path, homes[path])
     for key, value in settings.items():
         inner = f"{path}.{key}" if path else str(key)
         for number, child in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(child, Mapping):
-                check_settings(child, f"{inner}[{number}]" if isinstance(value, list) else inner)
+                check_settings(child, f"{inner}[{number}]" if isinstance(value, list) else inner, homes)
 
 
-def _check_node(node: Mapping[str, Any], path: str) -> None:
-    target = locate(node["_target_"])
+def _check_node(node: Mapping[str, Any], path: str, target: Callable[..., Any]) -> None:
     parameters = inspect.signature(target).parameters
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     is_open = len(names) < len(parameters)
-    try:
-        annotations = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # an annotation that only a type checker can resolve
-        annotations = {}
+    annotations = annotations_of(target)
     prefix = f"{path}." if path else ""
     for key, value in node.items():
         if key in _DIRECTIVES:
@@ -139,48 +157,10 @@ def _check_node(node: Mapping[str, Any], path: str) -> None:
             near = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in names])
             raise UserError(f"unknown setting {prefix}{key}{near}")
         if key in annotations and not _holds_nodes(value):
-            _check_value(f"{prefix}{key}", value, annotations[key])
+            check_value(f"{prefix}{key}", value, annotations[key])
 
 
 def _holds_nodes(value: Any) -> bool:
     """Whether a value is built from other nodes, which are checked for themselves."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return (isinstance(value, Mapping) and "_target_" in value) or any(_holds_nodes(child) for child in inner)
-
-
-def _check_value(key: str, value: Any, annotation: Any) -> None:
-    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-
-    try:
-        # of JSON, like of YAML, strictness asks no more than it can say: a list may be a tuple, a text a path
-        TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return  # a type that no setting can have, such as a module
-    except ValidationError as error:
-        wanted = list(dict.fromkeys(_wanted(fault) for fault in error.errors()))
-        given = value if isinstance(value, str) else json.dumps(value)
-        raise UserError(f"{key}={given}: {' or '.join(wanted)} is wanted") from None
-
-
-_WANTED = {
-    "float": "a number",
-    "int": "a whole number",
-    "bool": "true or false",
-    "string": "a text",
-    "path": "a path",
-    "none": "null",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping",
-    "dataclass": "a mapping",
-}
-
-
-def _wanted(fault: Mapping[str, Any]) -> str:
-    """What would have been right, in words, from one of pydantic's error types (``float_type``, …)."""
-    kind = fault["type"]
-    if kind == "literal_error":
-        return f"one of {fault['ctx']['expected']}"
-    if kind in ("missing", "too_short", "too_long"):
-        return "a list of another length"
-    return _WANTED.get(kind.split("_")[0], fault["msg"][:1].lower() + fault["msg"][1:])

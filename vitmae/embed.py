@@ -4,21 +4,25 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from vitmae.command import call_target, command, require_at_least
+from annotated_types import Ge
+
+from vitmae.command import call_target, command
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@check_arguments()
 def embed(
     ckpt: str,
     images: str,
     out: str = "features.parquet",
     pooling: Literal["cls", "avg"] | None = None,
-    batch_size: int = 64,
-    num_workers: int | Literal["auto"] = "auto",
+    batch_size: Annotated[int, Ge(1)] = 64,
+    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
@@ -45,9 +49,7 @@ def embed(
     """
     table = Path(out).expanduser()
     if table.suffix != ".parquet":
-        raise UserError(f"out={out}: a name that ends in .parquet is wanted")
-    require_at_least(1, batch_size=batch_size)
-    require_at_least(0, num_workers=num_workers)
+        raise UserError(f"out={out}: must end in .parquet")
 
     from vitmae.trained.embed_folder import embed_folder
     from vitmae.trained.images import FolderImages

@@ -5,18 +5,21 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, require_at_least, split_arguments, store_node, trusted_names
+from vitmae.command import call_target, command, split_arguments, store_node, trusted_names
 from vitmae.config import config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.probe_names import Probe
+from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@check_arguments()
 def evaluate(
     ckpt: str,
     data: Any,
@@ -29,9 +32,9 @@ def evaluate(
     probe: Literal["all"] | Probe | list[Probe] = "all",
     encoder: Literal["trained", "untrained", "both"] = "trained",
     split: Literal["val", "test"] | None = None,
-    limit: int | None = None,
-    token_images: int | None = 5000,
-    seed: int = 0,
+    limit: Annotated[int, Ge(1)] | None = None,
+    token_images: Annotated[int, Ge(1)] | None = 5000,
+    seed: Annotated[int, Ge(0)] = 0,
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     features: str | None = None,
@@ -66,9 +69,8 @@ def evaluate(
     Raises:
         UserError: the checkpoint, the data and the probes do not fit each other, or a place cannot be written.
     """
-    require_at_least(0, seed=seed)
     if out is not None and Path(out).suffix != ".json":
-        raise UserError(f"out={out}: a .json file is wanted; Markdown and CSV are written beside it")
+        raise UserError(f"out={out}: must end in .json; Markdown and CSV are written beside it")
 
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir

@@ -4,22 +4,25 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from vitmae.command import call_target, command
-from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
 _EVERY = 10  # seconds between two lines of progress
 
 
+@check_arguments()
 def prepare(
     src: str,
     dst: str,
-    short_side: int = 256,
-    quality: int = 90,
+    short_side: Annotated[int, Ge(1)] = 256,
+    quality: Annotated[int, Ge(1), Le(100)] = 90,
     nearest: bool = False,
-    num_workers: int | Literal["auto"] = "auto",
+    num_workers: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
 ) -> None:
     """Copy a folder of images, none with a longer short side than wanted.
 
@@ -32,15 +35,11 @@ def prepare(
         num_workers: threads; "auto": one per core.
 
     Raises:
-        UserError: a setting is out of range, or see `vitmae.data.shrink.shrink_folder`.
+        UserError: see `vitmae.data.shrink.shrink_folder`.
     """
-    if short_side < 1 or not 1 <= quality <= 100:
-        raise UserError(f"short_side={short_side} quality={quality}: at least 1 pixel, and a quality from 1 to 100")
-
-    from vitmae.data.settings import require_whole, workers_for
+    from vitmae.data.part_loader import workers_for
     from vitmae.data.shrink import LEFT_OUT, Shrinking, shrink_folder
 
-    require_whole("num_workers", 1 if num_workers == "auto" else num_workers, 1)
     source, target = Path(src).expanduser(), Path(dst).expanduser()
     start = said = time.monotonic()
 

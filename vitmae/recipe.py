@@ -7,15 +7,17 @@ Recipes and their sources: https://arxiv.org/abs/2111.06377 (tables 8 to 11), ht
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 WARMUP_SHARE = 0.05
 """The papers' warm-up as a share of the run: 40 of 800 epochs (MAE, T8), 5 of 100 (T9)."""
@@ -24,6 +26,7 @@ _NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "latent")
 """Positions and tokens: vectors that are added to the data, not matrices that multiply it."""
 
 
+@check_arguments("model.optimizer")
 @dataclass(frozen=True)
 class Recipe:
     """How to optimise an objective.
@@ -41,23 +44,19 @@ class Recipe:
     """
 
     name: str = "adamw"
-    base_lr: float = 1.5e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] | None = None
-    momentum: float | None = None
-    warmup_epochs: float | None = None
-    min_lr: float = 0.0
-    layer_decay: float = 1.0
-    ema_decay: float | None = None
+    base_lr: Annotated[float, Ge(0)] = 1.5e-4
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None = None
+    momentum: Annotated[float, Ge(0), Lt(1)] | None = None
+    warmup_epochs: Annotated[float, Ge(0)] | None = None
+    min_lr: Annotated[float, Ge(0)] = 0.0
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
 
     def __post_init__(self) -> None:
-        """Say early what cannot be."""
+        """Say early which optimisers there are."""
         if self.name not in list_optimizers():
             raise UserError(f"model.optimizer.name={self.name}: timm has no such optimiser")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"model.optimizer.layer_decay={self.layer_decay} must lie in (0, 1]")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"model.optimizer.ema_decay={self.ema_decay:g} must lie in (0, 1); null is none")
 
     def peak_lr(self, effective_batch: int) -> float:
         """base_lr scaled linearly by the images per optimiser step."""

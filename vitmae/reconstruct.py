@@ -4,25 +4,29 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from vitmae.command import call_target, command, require_at_least
+from annotated_types import Ge
+
+from vitmae.command import call_target, command
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@check_arguments()
 def reconstruct(
     ckpt: str,
     images: str,
     out: str = "reconstructions",
     mask: float | str | None = None,
-    passes: int | None = None,
-    panels: int | None = 32,
-    batch_size: int = 32,
-    num_workers: int | Literal["auto"] = "auto",
+    passes: Annotated[int, Ge(2)] | None = None,
+    panels: Annotated[int, Ge(0)] | None = 32,
+    batch_size: Annotated[int, Ge(1)] = 32,
+    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
-    seed: int = 0,
+    seed: Annotated[int, Ge(0)] = 0,
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     device: str | None = None,
     runs: str = "runs",
@@ -44,8 +48,6 @@ def reconstruct(
     """
     if mask is not None and passes is not None:
         raise UserError(f"mask={mask} and passes={passes} exclude each other: passes hides each patch once")
-    require_at_least(1, batch_size=batch_size)
-    require_at_least(0, panels=panels, num_workers=num_workers)
 
     from vitmae.trained.images import FolderImages
     from vitmae.trained.masks import read_mask

@@ -57,6 +57,8 @@ def _train(
 
     from vitmae.runs.interruption import Interruption
     from vitmae.runs.preflight import check_devices, resolve_precision
+    from vitmae.runs.settings import RunSettings
+    from vitmae.training.accounting import Accounting
     from vitmae.training.averaging import WeightAverage
     from vitmae.training.checkpoints import Checkpoints
     from vitmae.training.fit import fit
@@ -69,7 +71,7 @@ def _train(
     trainer = settings["trainer"]
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
-    check_settings(settings)
+    check_settings(settings, homes={"": RunSettings, "checkpoint": Checkpoints})
     run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *overrides])
 
     torch.manual_seed(settings["seed"])  # for the initial weights; all else draws from keys
@@ -87,18 +89,31 @@ def _train(
     loggers = [build(node, run=run) for node in settings["logger"].values()]
     if not any(isinstance(logger, MetricsFile) for logger in loggers):
         loggers.append(MetricsFile(run))
-    ema_decay = objective.optimizer.ema_decay
-    callbacks = [
-        *([WeightAverage(ema_decay)] if ema_decay is not None else []),
-        LearnBaselines(),
-        build(settings["probe"]),
-        build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers)),
-        StepLog(),
-        Effects(settings, run.path / "effects.txt"),
-        Progress(),
-    ]
     every_n_steps = settings["checkpoint"]["every_n_steps"]
     checkpoints = Checkpoints(run, objective.monitor, every_n_steps, settings, Interruption(), facts)
+    probe = build(settings["probe"])
+    panel = build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers))
+    parts = {
+        **{name: settings[name] for name in ("name", "runs", "seed", "ckpt", "weights_min_match", "trust")},
+        "data": data,
+        "backbone": backbone,
+        "model": objective,
+        "logger": dict(zip(settings["logger"], loggers, strict=False)),
+        "probe": probe,
+        "panel": panel,
+        "checkpoint": checkpoints,
+    }
+    ema_decay = objective.optimizer.ema_decay
+    callbacks = [
+        Accounting(settings, parts, overrides, _idle(settings, run, data, is_resumed=ckpt is not None)),
+        Effects(run.path / "effects.txt"),
+        *([WeightAverage(ema_decay)] if ema_decay is not None else []),
+        LearnBaselines(),
+        probe,
+        panel,
+        StepLog(),
+        Progress(),
+    ]
     metrics = fit(
         objective,
         data,
@@ -131,6 +146,22 @@ def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str
             f"model.num_classes={given}, but the data has {num_classes} classes: raise it, or leave it null"
         )
     return {**model, "num_classes": num_classes if given is None else given}
+
+
+def _idle(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
+    """Settings that reach nothing in this run, since another part has no use for them, and why."""
+    idle = {}
+    if is_resumed:
+        idle = dict.fromkeys(
+            ("model.weights", "backbone.weights", "weights_min_match"), "a resumed run has its weights: leave it out"
+        )
+    elif settings["model"].get("weights") is None and settings["backbone"].get("weights") is None:
+        idle["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
+    if settings["name"] != (name := run.summary()["name"]):
+        idle["name"] = f"the run keeps its name, {name}: leave it out"
+    if data.num_classes is None:
+        idle["probe"] = "these images have no labels: leave it out"
+    return idle
 
 
 def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """The shipped settings of every set fit the code, and say what they are."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
 
-import vitmae
+from vitmae.config import config_dir, load_choice
 from vitmae.data.datamodule import ImageData
 
-FILES = sorted((Path(vitmae.__file__).parent.parent / "conf" / "data").glob("*.yaml"))
+FILES = sorted((config_dir() / "data").glob("[!_]*.yaml"))
 
 
 def settings_of(file):
-    config = OmegaConf.load(file)
+    config = load_choice("data", file.stem)
     config.seed = 3
     return config
 

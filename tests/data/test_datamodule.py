@@ -9,7 +9,7 @@ from vitmae.batch import Batch
 from vitmae.data import preload as intake
 from vitmae.data import readers
 from vitmae.data.datamodule import ImageData
-from vitmae.data.settings import workers_for
+from vitmae.data.part_loader import workers_for
 from vitmae.data.sources.digits import Digits
 from vitmae.data.sources.folder import Folder
 from vitmae.data.sources.shapes import Shapes
@@ -194,7 +194,7 @@ def test_stated_statistics_are_the_measured_ones(source):
 def test_statistics_of_files_are_measured_once(photos, monkeypatch):
     settings = FILES | {"path": str(photos), "stats": "auto"}
     first = prepared(**settings)
-    monkeypatch.setattr("vitmae.data.datamodule.measure", lambda images: pytest.fail("measured again"))
+    monkeypatch.setattr("vitmae.data.stats.measure", lambda images: pytest.fail("measured again"))
     assert prepared(**settings).mean == first.mean
     with pytest.raises(pytest.fail.Exception):
         prepared(**settings | {"img_size": 40})

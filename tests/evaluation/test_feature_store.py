@@ -113,7 +113,7 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
 
 @pytest.mark.parametrize("limits", [{"limit": 0}, {"token_images": 0}])
 def test_a_limit_that_leaves_nothing_is_refused(run, tmp_path, limits):
-    with pytest.raises(UserError, match="at least one image"):
+    with pytest.raises(UserError, match=r"=0: must be ≥ 1 or null"):
         probe_data(run, tmp_path, **limits)
 
 

@@ -1,12 +1,16 @@
 """Short real runs that the tests of this folder share: digits, an objective of a few thousand parameters, a Trainer."""
 
+from types import SimpleNamespace
+
+import torch
 from lightning import Trainer
 
-from tests.models.parts import OBJECTIVES
+from tests.models.parts import OBJECTIVES, objective, tiny_backbone
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.data.datamodule import ImageData
 from vitmae.data.sources.digits import Digits
-from vitmae.recipe import Recipe
+from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
+from vitmae.training.averaging import WeightAverage
 
 
 def digits(**settings):
@@ -41,3 +45,26 @@ def trainer(tmp_path, callbacks, logger=False, **settings):
         num_sanity_val_steps=0,
         **settings,
     )
+
+
+def built(recipe, backbone=None, batch_size=64, **trainer):
+    """An objective with its optimiser, and what of a Trainer the table reads."""
+    model = objective("mae", backbone or tiny_backbone())
+    model.optimizer = recipe
+    peak = recipe.peak_lr(batch_size)
+    groups = param_groups(model.named_parameters(), recipe, peak, model.layer_of, model.backbone.depth + 1)
+    optimizer = build_optimizer(groups, recipe)
+    schedule = build_schedule(optimizer, recipe, peak, 5, 100)
+    model.run_length = lambda: (100, 10, batch_size)
+    callbacks = [] if recipe.ema_decay is None else [WeightAverage(recipe.ema_decay)]
+    settings = {
+        "callbacks": callbacks,
+        "lr_scheduler_configs": [SimpleNamespace(scheduler=schedule)],
+        "estimated_stepping_batches": 100,
+        "gradient_clip_val": None,
+        "accumulate_grad_batches": 1,
+        "world_size": 1,
+        "precision": "32-true",
+    }
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(optimizers=[optimizer], strategy=strategy, is_global_zero=True, **settings | trainer), model

@@ -8,10 +8,11 @@ Shapes: B batch, C channels, H W image, N patches, n chosen ones, D width.
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from annotated_types import Ge, Gt, Lt
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
@@ -22,8 +23,11 @@ from vitmae.backbones.blocks import adopt_blocks, read_tokens
 from vitmae.backbones.cpu_bf16 import linear, replace_linear_layers
 from vitmae.backbones.macs import blocks_macs, convolution_macs
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions
+
+Count = Annotated[int, Ge(1)]
 
 
 class TimmViT(Backbone):
@@ -46,22 +50,23 @@ class TimmViT(Backbone):
         UserError: on an unknown name, a model that is no VisionTransformer, or sizes that do not fit.
     """
 
+    @check_arguments("backbone")
     def __init__(
         self,
         name: str,
-        img_size: int | Sequence[int],
-        in_chans: int = 3,
-        patch_size: int | Sequence[int] | None = None,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: float | None = None,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
+        img_size: Count | Sequence[Count],
+        in_chans: Count = 3,
+        patch_size: Count | Sequence[Count] | None = None,
+        embed_dim: Count | None = None,
+        depth: Count | None = None,
+        num_heads: Count | None = None,
+        mlp_ratio: Annotated[float, Gt(0)] | None = None,
+        drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        drop_rate: Annotated[float, Ge(0), Lt(1)] = 0.0,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.img_size, self.in_chans = pair(img_size), in_chans
+        self.name, self.img_size, self.in_chans, self.mlp_ratio = name, pair(img_size), in_chans, mlp_ratio
         shape: dict[str, Any] = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         if patch_size is not None:
             shape["patch_size"] = pair(patch_size)

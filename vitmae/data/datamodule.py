@@ -1,7 +1,7 @@
 """One data module for every set: prepare it, then hand over training, validation, test and probe batches.
 
-    source -> splits -> check, take into memory -> set validation aside -> fraction of the rest -> statistics
-    requests (samplers.py) -> reader (readers.py) -> Batch of uint8 images
+    source -> splits -> parts (subsets.py): checked, in memory if small, validation set aside -> statistics (stats.py)
+    requests (samplers.py) -> reader (readers.py) -> loader (part_loader.py) -> Batch of uint8 images
 
 Images are not normalised here: a model owns the mean and deviation it was trained with.
 """
@@ -9,37 +9,32 @@ Images are not normalised here: a model owns the mean and deviation it was train
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from lightning import LightningDataModule
 
 from vitmae.centre_crop import kept_share
 from vitmae.data.augment import augmentation
-from vitmae.data.cache import digest, remember
+from vitmae.data.cache import digest
 from vitmae.data.loader import Loader, Requests
-from vitmae.data.preload import take_in
-from vitmae.data.readers import EncodedReader, FixedSizeReader
+from vitmae.data.part_loader import part_loader
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
-from vitmae.data.settings import (
-    image_size,
-    plain,
-    require,
-    require_flag,
-    require_number,
-    require_whole,
-    training_view,
-    workers_for,
-)
-from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, MemoryImages, Source, Splits, Stats
-from vitmae.data.stats import given, measure
-from vitmae.data.subsets import Part, at_most, divide, fingerprint, refuse_lost_classes
+from vitmae.data.settings import image_size, plain, training_view
+from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, Paths, Source
+from vitmae.data.stats import choose_statistics
+from vitmae.data.subsets import Part, at_most, divide, fingerprint, refuse_lost_classes, take_parts
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 log = logging.getLogger(__name__)
 
 _SPLIT_SEED = 0  # of all runs: what one run is validated on, no other may have been trained on; of probes too
-_MOST_MEASURED = 2048  # images that are decoded or drawn for `stats=auto`; sets in memory are measured whole
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Gt(0), Le(1)]
+Ratio = Annotated[float, Gt(0)]
 
 
 class ImageData(LightningDataModule):
@@ -92,44 +87,34 @@ class ImageData(LightningDataModule):
     num_val: int
     num_test: int
 
+    @check_arguments("data")
     def __init__(
         self,
         source: Source,
         *,
-        img_size: int | Sequence[int],
-        in_chans: int,
-        batch_size: int,
-        path: Any = None,
-        num_workers: int | Literal["auto"] = "auto",
-        train_fraction: float = 1.0,
-        val_fraction: float = 0.1,
-        stats: Any = None,
+        img_size: Count | Sequence[Count],
+        in_chans: Count,
+        batch_size: Count,
+        path: Paths = None,
+        num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
+        train_fraction: Share = 1.0,
+        val_fraction: Annotated[float, Gt(0), Le(0.99)] = 0.1,
+        stats: Literal["auto"] | Mapping[str, Sequence[float]] | None = None,
         crop: Literal["none", "pad", "random_resized"] = "none",
-        crop_scale: Sequence[float] | None = None,
-        crop_ratio: Sequence[float] | None = None,
+        crop_scale: tuple[Share, Share] | None = None,
+        crop_ratio: tuple[Ratio, Ratio] | None = None,
         hflip: bool = False,
-        crop_pct: float | None = None,
-        rand_augment: float | None = None,
-        random_erasing: float = 0.0,
-        repeats: int = 1,
+        crop_pct: Share | None = None,
+        rand_augment: Annotated[float, Ge(0), Le(10)] | None = None,
+        random_erasing: Annotated[float, Ge(0), Le(1)] = 0.0,
+        repeats: Count = 1,
         drop_last: bool = True,
         on_error: Literal["raise", "skip"] = "raise",
-        seed: int = 0,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
-        for name, whole in (("in_chans", in_chans), ("batch_size", batch_size), ("repeats", repeats)):
-            require_whole(name, whole, 1)
-        require_whole("seed", seed, 0)
-        require_whole("num_workers", 0 if num_workers == "auto" else num_workers, 0)
-        require_number("train_fraction", train_fraction, 0, 1, above=True)
-        require_number("val_fraction", val_fraction, 0, 0.99, above=True)
-        require_number("crop_pct", 1 if crop_pct is None else crop_pct, 0, 1, above=True)
-        require_number("rand_augment", 0 if rand_augment is None else rand_augment, 0, 10)
-        require_number("random_erasing", random_erasing, 0, 1)
-        require(batch_size % repeats == 0, "repeats", repeats, f"a divisor of data.batch_size={batch_size}")
-        require(on_error in {"raise", "skip"}, "on_error", on_error, "raise or skip")
-        require_flag("hflip", hflip)
-        require_flag("drop_last", drop_last)
+        if batch_size % repeats:
+            raise UserError(f"data.repeats={repeats}: must be a divisor of data.batch_size={batch_size}")
         self.source, self.path, self.seed = source, plain(path), seed
         self.img_size, self.in_chans, self.batch_size = image_size(img_size), in_chans, batch_size
         self.num_workers, self.drop_last, self.skip_unreadable = num_workers, drop_last, on_error == "skip"
@@ -137,7 +122,6 @@ class ImageData(LightningDataModule):
         self.stats, self.crop_pct = plain(stats), crop_pct
         self.rand_augment, self.random_erasing, self.repeats = rand_augment, random_erasing, repeats
         self.view = training_view(self.img_size, crop, crop_scale, crop_ratio, hflip)
-        self._encoded: list[EncodedImages] = []
         self._prepared = False
 
     # -- once, before the model is built ---------------------------------------------------------------------------
@@ -151,15 +135,22 @@ class ImageData(LightningDataModule):
         if self._prepared:
             return
         splits = self.source.load(self.path, self.img_size, self.in_chans)
-        train = self._take_in(splits.train)
-        if splits.val is None:
-            self._val, train = divide(train, self.val_fraction, _SPLIT_SEED, "validation")
-        else:
-            self._val = self._take_in(splits.val)
-        self._test = None if splits.test is None else self._take_in(splits.test)
+        self._encoded = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, EncodedImages)]
+        self._has_val = splits.val is not None
+        train, self._val, self._test = take_parts(
+            splits, self.in_chans, self.skip_unreadable, self.val_fraction, _SPLIT_SEED
+        )
         self.class_names, self.num_mask_classes = splits.class_names, splits.num_mask_classes
         self.num_classes = len(splits.class_names) if splits.class_names else None
-        self.mean, self.std = self._statistics(splits, train)
+        self.mean, self.std = choose_statistics(
+            self.stats,
+            splits.stats,
+            train,
+            self.in_chans,
+            self.img_size,
+            self._crop_pct(train.images),
+            lambda part, requests: self._loader(part, requests, training=False),
+        )
         self._augmentation = augmentation(self.rand_augment, self.random_erasing, self.mean, self.std)
         self._train, _ = divide(train, self.train_fraction, self.seed, "training")
         self.num_train, self.num_val = len(self._train.indices), len(self._val.indices)
@@ -175,30 +166,24 @@ class ImageData(LightningDataModule):
             log.warning("%d images cannot be read and are skipped", self.skipped)
         self._prepared = True
 
-    def _take_in(self, images: Images) -> Part:
-        if isinstance(images, EncodedImages):
-            self._encoded.append(images)
-        images = take_in(images, self.in_chans, self.skip_unreadable)
-        readable = ~images.failed if isinstance(images, EncodedImages) else torch.ones(len(images), dtype=torch.bool)
-        return Part(images, readable.nonzero()[:, 0])
+    def took_effect(self) -> dict[str, Any]:
+        """Settings that are kept under another name, for `vitmae.training.accounting`."""
+        view, augments = self.view, {type(augment).__name__: augment for augment in self._augmentation}
+        seen = {"crop": view.crop, "crop_scale": view.scale, "crop_ratio": view.ratio, "hflip": view.hflip}
+        return seen | {
+            "rand_augment": getattr(augments.get("RandAugment"), "magnitude", None),
+            "random_erasing": getattr(augments.get("RandomErasing"), "probability", 0.0),
+            "on_error": "skip" if self.skip_unreadable else "raise",
+        }
 
-    def _statistics(self, splits: Splits, train: Part) -> Stats:
-        if isinstance(self.stats, Mapping):
-            return given(self.stats, self.in_chans)
-        require(self.stats in (None, "auto"), "stats", self.stats, "auto, null or {mean: [...], std: [...]}")
-        if self.stats is None and splits.stats and len(splits.stats.mean) == self.in_chans:
-            return splits.stats
-        if isinstance(train.images, MemoryImages):
-            return measure(train.images.read(some) for some in train.indices.split(4096))
-        chosen = torch.linspace(0, len(train.indices) - 1, min(len(train.indices), _MOST_MEASURED)).long()
-        part = Part(train.images, train.indices[chosen])
-        loader = self._loader(part, OrderedRequests(len(chosen), 64), training=False)
-        if not isinstance(train.images, EncodedImages):
-            return measure(batch.images for batch in loader)
-        files = train.images.fingerprint(part.indices.tolist())
-        key = digest(files, self.img_size, self.in_chans, self._crop_pct(train.images))
-        mean, std = remember("stats", key, lambda: measure(batch.images for batch in loader))
-        return Stats(tuple(mean), tuple(std))
+    def without_effect(self) -> dict[str, str]:
+        """Settings that reach nothing with this set, and why."""
+        reasons = {}
+        if self._has_val:
+            reasons["val_fraction"] = "the set has validation images of its own: leave it out"
+        if not self._encoded:
+            reasons["on_error"] = "the set has no files that could be unreadable: leave it out"
+        return reasons
 
     def _crop_pct(self, images: Images) -> float:
         is_cut = isinstance(images, FixedSizeImages) and images.size == self.img_size
@@ -307,29 +292,17 @@ class ImageData(LightningDataModule):
     def _loader(self, part: Part, requests: Requests, training: bool, masks: bool = False) -> Loader:
         view = replace(self.view, crop_pct=self._crop_pct(part.images))
         view = view if training else view.for_evaluation()
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if isinstance(part.images, EncodedImages):
-            workers = workers_for(self.num_workers, self.trainer.num_devices if self.trainer else 1)
-            workers = min(workers, max(len(requests) - 1, 0))  # one batch is here sooner than a worker
-            encoded = EncodedReader(
-                part.images,
-                part.indices,
-                view,
-                self.in_chans,
-                self.seed,
-                skip_unreadable=self.skip_unreadable,
-                masks=masks,
-            )
-            return Loader(encoded, requests, workers, pin_memory=device.type == "cuda")
-        assert isinstance(part.images, FixedSizeImages)
-        workers = 0 if self.num_workers == "auto" else self.num_workers
-        # Without workers a set in memory moves to the device as a whole, and is cropped and flipped there.
-        images = part.images if workers else part.images.to(device)
-        return Loader(
-            FixedSizeReader(images, part.indices, view, self.seed, masks=masks),
+        return part_loader(
+            part,
             requests,
-            workers,
-            pin_memory=device.type == "cuda" and workers > 0,
+            view,
+            in_chans=self.in_chans,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            skip_unreadable=self.skip_unreadable,
+            masks=masks,
+            device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
+            processes=self.trainer.num_devices if self.trainer else 1,
         )
 
     def _rank_and_world(self) -> tuple[int, int]:

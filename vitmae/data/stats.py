@@ -1,13 +1,19 @@
 """Mean and standard deviation of a set, per channel, of pixels in [0, 1]: measured exactly, on integers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vitmae.data.splits import Stats
+from vitmae.data.cache import digest, remember
+from vitmae.data.loader import Loader, Requests
+from vitmae.data.samplers import OrderedRequests
+from vitmae.data.splits import EncodedImages, MemoryImages, Stats
+from vitmae.data.subsets import Part
 from vitmae.errors import UserError
 
+_MOST_MEASURED = 2048  # images that are decoded or drawn; sets in memory are measured whole
 _LEAST_STD = 1 / 255  # of a constant channel, so that a pixel that differs is not divided by 0
 
 
@@ -25,14 +31,53 @@ def measure(batches: Iterable[Tensor]) -> Stats:
     return Stats(tuple((mean / 255).tolist()), tuple(std.clamp(min=_LEAST_STD).tolist()))
 
 
-def given(stats: object, in_chans: int) -> Stats:
+def choose_statistics(
+    setting: Literal["auto"] | Mapping[str, Any] | None,
+    known: Stats | None,
+    train: Part,
+    in_chans: int,
+    img_size: tuple[int, int],
+    crop_pct: float,
+    load: Callable[[Part, Requests], Loader],
+) -> Stats:
+    """The statistics of a set: those that are given, those that are known of it, or measured ones.
+
+    Args:
+        setting: ``data.stats``.
+        known: of the set.
+        train: its training images, of which sets in memory are measured whole and others in part, once.
+        in_chans: C.
+        img_size: (h, w) in which images are seen.
+        crop_pct: the share of the shorter side that is seen.
+        load: makes batches of a part as evaluation sees it.
+
+    Raises:
+        UserError: see `given`.
+    """
+    if isinstance(setting, Mapping):
+        return given(setting, in_chans)
+    if setting is None and known and len(known.mean) == in_chans:
+        return known
+    if isinstance(train.images, MemoryImages):
+        return measure(train.images.read(some) for some in train.indices.split(4096))
+    chosen = torch.linspace(0, len(train.indices) - 1, min(len(train.indices), _MOST_MEASURED)).long()
+    part = Part(train.images, train.indices[chosen])
+    loader = load(part, OrderedRequests(len(chosen), 64))
+    if not isinstance(train.images, EncodedImages):
+        return measure(batch.images for batch in loader)
+    key = digest(train.images.fingerprint(part.indices.tolist()), img_size, in_chans, crop_pct)
+    mean, std = remember("stats", key, lambda: measure(batch.images for batch in loader))
+    return Stats(tuple(mean), tuple(std))
+
+
+def given(stats: Mapping[str, Any], in_chans: int) -> Stats:
     """Statistics from the settings: ``{mean: [...], std: [...]}``.
 
     Raises:
         UserError: they are not one mean and one positive deviation per channel, in the scale of [0, 1].
     """
     try:
-        mean, std = tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))  # type: ignore[index]
+        mean, std = tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"data.stats={stats} is neither auto, null nor {{mean: [...], std: [...]}}") from None
     if not len(mean) == len(std) == in_chans:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vitmae.data.cache import digest
-from vitmae.data.splits import Images
+from vitmae.data.preload import take_in
+from vitmae.data.splits import EncodedImages, Images, Splits
 from vitmae.errors import UserError
 from vitmae.randomness import permutation
 
@@ -29,6 +30,35 @@ class Part(NamedTuple):
     def labels(self) -> Tensor:
         """(n,) int64."""
         return self.images.labels[self.indices]
+
+
+def take_parts(
+    splits: Splits, in_chans: int, skip_unreadable: bool, val_fraction: float, seed: int
+) -> tuple[Part, Part, Part | None]:
+    """Training, validation and test images: checked, and in memory where they are small.
+
+    Args:
+        splits: of the set.
+        in_chans: channels that images must have.
+        skip_unreadable: leave out images that cannot be read.
+        val_fraction: of each class, is set aside where the set has no validation split.
+        seed: of that choice.
+
+    Raises:
+        UserError: see `vitmae.data.preload.take_in`.
+    """
+
+    def take(images: Images) -> Part:
+        images = take_in(images, in_chans, skip_unreadable)
+        readable = ~images.failed if isinstance(images, EncodedImages) else torch.ones(len(images), dtype=torch.bool)
+        return Part(images, readable.nonzero()[:, 0])
+
+    train = take(splits.train)
+    if splits.val is None:
+        val, train = divide(train, val_fraction, seed, "validation")
+    else:
+        val = take(splits.val)
+    return train, val, None if splits.test is None else take(splits.test)
 
 
 def divide(part: Part, fraction: float, seed: int, purpose: str) -> tuple[Part, Part]:

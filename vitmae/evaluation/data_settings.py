@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vitmae.classes import check_classes
-from vitmae.config import config_dir, did_you_mean
+from vitmae.config import choices_of, did_you_mean, load_choice
 from vitmae.errors import UserError
 from vitmae.weights.saved import Saved, find_saved, read_saved
 
@@ -63,12 +63,11 @@ def of_choice(choice: str, trained: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there is no such choice.
     """
-    file = config_dir() / "data" / f"{choice}.yaml"
-    if not file.is_file():
-        options = sorted(path.stem for path in file.parent.glob("*.yaml"))
+    options = choices_of("data")
+    if choice not in options:
         near = did_you_mean(f"data={choice}", [f"data={option}" for option in options])
         raise UserError(f"unknown choice data={choice}{near} (there are {', '.join(options)})")
-    node = OmegaConf.create({"data": OmegaConf.load(file).data, "seed": trained["seed"]})
+    node = OmegaConf.create({"data": load_choice("data", choice).data, "seed": trained["seed"]})
     settings: Any = OmegaConf.to_container(node, resolve=True)
     same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats", "drop_last")}
     return {**settings["data"], **same}

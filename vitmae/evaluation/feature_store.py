@@ -5,13 +5,14 @@ Shapes: M images, D width, N patches.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from vitmae.data.datamodule import ImageData
-from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.probes import feature_cache as store
 from vitmae.probes.features import Features
 from vitmae.trained.model import Model
@@ -29,16 +30,18 @@ class FeatureStore:
         limit: at most so many images of each split; None: all.
         token_images: at most so many where patch tokens are kept, which take N times the space; None: all.
 
-    Raises:
-        UserError: a limit leaves no image.
     """
 
+    @check_arguments()
     def __init__(
-        self, model: Model, data: ImageData, root: Path, *, limit: int | None, token_images: int | None
+        self,
+        model: Model,
+        data: ImageData,
+        root: Path,
+        *,
+        limit: Annotated[int, Ge(1)] | None,
+        token_images: Annotated[int, Ge(1)] | None,
     ) -> None:
-        for name, most in (("limit", limit), ("token_images", token_images)):
-            if most is not None and most < 1:
-                raise UserError(f"{name}={most}: at least one image is wanted, or null for all")
         self.model, self.data, self.root = model, data, root
         self.limit, self.token_images = limit, token_images
         self._weights = store.hash_weights(model.backbone)

@@ -8,14 +8,16 @@ Each class is a section of conf/evaluate.yaml. What a probe computes is in `vitm
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from vitmae.errors import UserError
 from vitmae.evaluation.choice import require_same_classes
 from vitmae.evaluation.probe_data import AugmentedFeatures, ProbeData
 from vitmae.evaluation.scores import Score, of_probe
+from vitmae.limits import check_arguments
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
 from vitmae.probes.head_training import Sweep
@@ -23,15 +25,14 @@ from vitmae.probes.head_training import Sweep
 _log = logging.getLogger(__name__)
 
 
-def _require(condition: bool, setting: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"{setting}={value}: {wanted} wanted")
+Count = Annotated[int, Ge(1)]
+Counts = Annotated[Sequence[Count], MinLen(1)]
+Rates = Annotated[Sequence[Annotated[float, Gt(0)]], MinLen(1)]
 
 
-def _require_sweep(probe: str, base_lrs: Sequence[float], epochs: int, warmup_epochs: int) -> None:
-    _require(bool(base_lrs) and min(base_lrs) > 0, f"{probe}.base_lrs", base_lrs, "numbers above 0 are")
-    _require(epochs >= 1, f"{probe}.epochs", epochs, "at least 1 is")
-    _require(0 <= warmup_epochs < epochs, f"{probe}.warmup_epochs", warmup_epochs, f"fewer than epochs={epochs} are")
+def _require_room_after_warmup(probe: str, epochs: int, warmup_epochs: int) -> None:
+    if warmup_epochs >= epochs:
+        raise UserError(f"{probe}.warmup_epochs={warmup_epochs}: must be < {probe}.epochs={epochs}")
 
 
 class Probe(Protocol):
@@ -41,6 +42,7 @@ class Probe(Protocol):
         """Choose and score."""
 
 
+@check_arguments("knn")
 @dataclass(frozen=True)
 class KNN:
     """Nearest neighbours, see `vitmae.probes.knn`: every k is reported, and the best on the validation images marked.
@@ -50,13 +52,8 @@ class KNN:
         temperature: T of the weights exp(similarity / T).
     """
 
-    ks: Sequence[int] = knn.KS
-    temperature: float = knn.TEMPERATURE
-
-    def __post_init__(self) -> None:
-        """Say early what cannot be, as in the probes that follow."""
-        _require(bool(self.ks) and min(self.ks) >= 1, "knn.ks", self.ks, "whole numbers from 1 are")
-        _require(self.temperature > 0, "knn.temperature", self.temperature, "a number above 0 is")
+    ks: Counts = knn.KS
+    temperature: Annotated[float, Gt(0)] = knn.TEMPERATURE
 
     def run(self, data: ProbeData) -> list[Score]:
         """Classify by neighbours among the training images."""
@@ -71,6 +68,7 @@ class KNN:
         return scores
 
 
+@check_arguments("linear")
 @dataclass(frozen=True)
 class Linear:
     """The linear probe of MAE, see `vitmae.probes.linear`.
@@ -84,15 +82,14 @@ class Linear:
             then costs a pass of the encoder.
     """
 
-    base_lrs: Sequence[float] = linear.BASE_LRS
-    epochs: int = linear.EPOCHS
-    warmup_epochs: int = linear.WARMUP_EPOCHS
-    batch_size: int = linear.BATCH_SIZE
+    base_lrs: Rates = linear.BASE_LRS
+    epochs: Count = linear.EPOCHS
+    warmup_epochs: Annotated[int, Ge(0)] = linear.WARMUP_EPOCHS
+    batch_size: Annotated[int, Ge(2)] = linear.BATCH_SIZE
     augment: bool = False
 
     def __post_init__(self) -> None:
-        _require_sweep("linear", self.base_lrs, self.epochs, self.warmup_epochs)
-        _require(self.batch_size >= 2, "linear.batch_size", self.batch_size, "at least 2 is")
+        _require_room_after_warmup("linear", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, choose by pooling, and score the chosen."""
@@ -114,6 +111,7 @@ class Linear:
         return [of_probe(data.model.name, result) for result in results.values()]
 
 
+@check_arguments("logistic")
 @dataclass(frozen=True)
 class Logistic:
     """Logistic regression by scikit-learn, see `vitmae.probes.logistic`; its C is chosen on a part of the training set.
@@ -124,13 +122,9 @@ class Logistic:
         max_images: of a larger training set ``probe=all`` leaves this probe out.
     """
 
-    cs: Sequence[float] = logistic.CS
-    val_fraction: float = 0.2
-    max_images: int = 20_000
-
-    def __post_init__(self) -> None:
-        _require(bool(self.cs) and min(self.cs) > 0, "logistic.cs", self.cs, "numbers above 0 are")
-        _require(0 < self.val_fraction < 1, "logistic.val_fraction", self.val_fraction, "a share between 0 and 1 is")
+    cs: Rates = logistic.CS
+    val_fraction: Annotated[float, Gt(0), Lt(1)] = logistic.VAL_FRACTION
+    max_images: Annotated[int, Ge(0)] = 20_000
 
     def run(self, data: ProbeData) -> list[Score]:
         """Fit to the optimum."""
@@ -139,6 +133,7 @@ class Logistic:
         return [of_probe(data.model.name, result) for result in results.values()]
 
 
+@check_arguments("fewshot")
 @dataclass(frozen=True)
 class FewShot:
     """Closed-form ridge regression, see `vitmae.probes.fewshot`.
@@ -149,14 +144,9 @@ class FewShot:
         l2: the penalty.
     """
 
-    shots: Sequence[int] = fewshot.SHOTS
-    seeds: Sequence[int] = (0, 1, 2)
-    l2: float = fewshot.L2
-
-    def __post_init__(self) -> None:
-        _require(bool(self.shots) and min(self.shots) >= 1, "fewshot.shots", self.shots, "whole numbers from 1 are")
-        _require(bool(self.seeds), "fewshot.seeds", self.seeds, "at least one seed is")
-        _require(self.l2 > 0, "fewshot.l2", self.l2, "a number above 0 is")
+    shots: Counts = fewshot.SHOTS
+    seeds: Annotated[Sequence[int], MinLen(1)] = fewshot.SEEDS
+    l2: Annotated[float, Gt(0)] = fewshot.L2
 
     def run(self, data: ProbeData) -> list[Score]:
         """Solve for every number of shots and every draw."""
@@ -178,6 +168,7 @@ class FewShot:
         return [of_probe(data.model.name, result) for by_shots in results.values() for result in by_shots.values()]
 
 
+@check_arguments("attentive")
 @dataclass(frozen=True)
 class Attentive:
     """One query that looks at the patch tokens, see `vitmae.probes.attentive`.
@@ -190,16 +181,14 @@ class Attentive:
         num_heads: of the attention; null: of width 64.
     """
 
-    base_lrs: Sequence[float] = attentive.BASE_LRS
-    epochs: int = attentive.EPOCHS
-    warmup_epochs: int = attentive.WARMUP_EPOCHS
-    batch_size: int = attentive.BATCH_SIZE
-    num_heads: int | None = None
+    base_lrs: Rates = attentive.BASE_LRS
+    epochs: Count = attentive.EPOCHS
+    warmup_epochs: Annotated[int, Ge(0)] = attentive.WARMUP_EPOCHS
+    batch_size: Count = attentive.BATCH_SIZE
+    num_heads: Count | None = None
 
     def __post_init__(self) -> None:
-        _require_sweep("attentive", self.base_lrs, self.epochs, self.warmup_epochs)
-        _require(self.batch_size >= 1, "attentive.batch_size", self.batch_size, "at least 1 is")
-        _require(self.num_heads is None or self.num_heads >= 1, "attentive.num_heads", self.num_heads, "at least 1 is")
+        _require_room_after_warmup("attentive", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
@@ -213,6 +202,7 @@ class Attentive:
         return [of_probe(data.model.name, result)]
 
 
+@check_arguments("dense")
 @dataclass(frozen=True)
 class Dense:
     """Classes of pixels from patch tokens, see `vitmae.probes.dense`; for data with masks.
@@ -224,14 +214,13 @@ class Dense:
         batch_size: clamped to the training images.
     """
 
-    base_lrs: Sequence[float] = dense.BASE_LRS
-    epochs: int = dense.EPOCHS
-    warmup_epochs: int = dense.WARMUP_EPOCHS
-    batch_size: int = dense.BATCH_SIZE
+    base_lrs: Rates = dense.BASE_LRS
+    epochs: Count = dense.EPOCHS
+    warmup_epochs: Annotated[int, Ge(0)] = dense.WARMUP_EPOCHS
+    batch_size: Count = dense.BATCH_SIZE
 
     def __post_init__(self) -> None:
-        _require_sweep("dense", self.base_lrs, self.epochs, self.warmup_epochs)
-        _require(self.batch_size >= 1, "dense.batch_size", self.batch_size, "at least 1 is")
+        _require_room_after_warmup("dense", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""

@@ -10,8 +10,10 @@ P = patch_h * patch_w * C.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from vitmae.backbones.cpu_bf16 import replace_linear_layers
 from vitmae.backbones.macs import blocks_macs
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.models.baselines import mean_over_patches, regression_baselines
 from vitmae.models.objective import Objective
 from vitmae.models.protocols import HasBaselines, Panel, Reconstructs
@@ -59,23 +62,25 @@ class MAE(Objective, Reconstructs, HasBaselines):
     published_as = "vit_mae"
     mean_patch: Tensor
 
+    @check_arguments("model")
     def __init__(
         self,
         backbone: Backbone,
         optimizer: Recipe,
         mean: Sequence[float],
         std: Sequence[float],
-        mask_ratio: float = 0.75,
+        mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75,
         mask_kind: MaskKind = "random",
         norm_pix_loss: bool | None = None,
         fixed_positions: bool = True,
-        decoder_embed_dim: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_num_heads: int | None = None,
+        decoder_embed_dim: Annotated[int, Ge(1)] | None = None,
+        decoder_depth: Annotated[int, Ge(1)] | None = None,
+        decoder_num_heads: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         check_mask(mask_kind, backbone.grid_size, mask_ratio)
         self.mask_ratio, self.mask_kind = mask_ratio, mask_kind
+        self.fixed_positions = fixed_positions
         self.norm_pix_loss = patch_length(backbone) >= _MIN_VALUES if norm_pix_loss is None else norm_pix_loss
         if fixed_positions:
             backbone.fix_positions()
@@ -84,6 +89,14 @@ class MAE(Objective, Reconstructs, HasBaselines):
         init_xavier(self.decoder)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
         self.register_buffer("mean_patch", torch.zeros(patch_length(backbone)))
+
+    def took_effect(self) -> dict[str, Any]:
+        """The decoder's sizes, as they are in the decoder."""
+        return {
+            "decoder_embed_dim": self.decoder.embed.out_features,
+            "decoder_depth": len(self.decoder.blocks),
+            "decoder_num_heads": self.decoder.num_heads,
+        }
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of the paper: squared error, averaged over the hidden patches of the batch."""
@@ -230,7 +243,7 @@ class Decoder(nn.Module):
                 f"model.decoder_embed_dim={embed_dim} must be divisible by model.decoder_num_heads="
                 f"{num_heads} and, with fixed positions, by 4"
             )
-        self.num_prefix_tokens = backbone.num_prefix_tokens
+        self.num_prefix_tokens, self.num_heads = backbone.num_prefix_tokens, num_heads
         self.embed = nn.Linear(backbone.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if fixed_positions:

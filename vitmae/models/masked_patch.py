@@ -10,15 +10,17 @@ P = patch_h * patch_w * C.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitmae.backbones.backbone import Backbone, patch_length
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.models.baselines import (
     class_frequencies,
     classification_baselines,
@@ -58,13 +60,14 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
     paper = "https://arxiv.org/abs/2010.11929"
     constant: Tensor
 
+    @check_arguments("model")
     def __init__(
         self,
         backbone: Backbone,
         optimizer: Recipe,
         mean: Sequence[float],
         std: Sequence[float],
-        mask_ratio: float = 0.5,
+        mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.5,
         target: PatchTarget = "mean_color",
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
@@ -93,6 +96,10 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
         nn.init.zeros_(self.head.bias)
         constant = patch_length(backbone) if target == "pixels" else self.num_bins
         self.register_buffer("constant", torch.zeros(constant))
+
+    def took_effect(self) -> dict[str, str]:
+        """The target, which as an attribute would hide the method of this name."""
+        return {"target": self.target_kind}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Loss and, where the target is a class, accuracy over the corrupted patches of the batch."""

@@ -8,9 +8,10 @@ Shapes: B batch, C channels, H W image, N patches, D width, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 from vitmae.backbones.backbone import Backbone
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.models.objective import Objective
 from vitmae.models.protocols import Classifies
 from vitmae.recipe import Recipe
@@ -56,20 +58,21 @@ class Supervised(Objective, Classifies):
     predicts = "classes"
     monitor = ("val/acc1", "max")
 
+    @check_arguments("model")
     def __init__(
         self,
         backbone: Backbone,
         optimizer: Recipe,
         mean: Sequence[float],
         std: Sequence[float],
-        num_classes: int | None,
+        num_classes: Annotated[int, Ge(1)] | None,
         pool: Pool = "cls",
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        label_smoothing: Annotated[float, Ge(0), Le(1)] = 0.0,
+        mixup: Annotated[float, Ge(0)] = 0.0,
+        cutmix: Annotated[float, Ge(0)] = 0.0,
         fixed_positions: bool = False,
-        freeze: int | Literal["all"] = 0,
-        head_init_std: float = 0.0,
+        freeze: Annotated[int, Ge(0)] | Literal["all"] = 0,
+        head_init_std: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         if num_classes is None:
@@ -77,6 +80,7 @@ class Supervised(Objective, Classifies):
         if pool == "cls" and not backbone.has_cls:
             raise UserError("model.pool=cls: this backbone has no CLS token, use model.pool=avg or map")
         self.num_classes, self.pool, self.label_smoothing = num_classes, pool, label_smoothing
+        self.fixed_positions, self.frozen, self.head_init_std = fixed_positions, freeze, head_init_std
         if fixed_positions:
             backbone.fix_positions()
         if pool == "avg":
@@ -95,6 +99,11 @@ class Supervised(Objective, Classifies):
         mixes = ((MixUp, mixup), (CutMix, cutmix))
         with torch.device("cpu"):  # a mix draws from a distribution, which has to have values also on the meta device
             self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
+
+    def took_effect(self) -> dict[str, Any]:
+        """Settings that are kept under another name."""
+        alphas = {type(mix).__name__.lower(): mix.alpha for mix in self.mixes}
+        return {"mixup": 0.0, "cutmix": 0.0, "freeze": self.frozen} | alphas
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""

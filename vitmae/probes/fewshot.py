@@ -19,6 +19,7 @@ from vitmae.probes.features import Features, require_labels
 from vitmae.randomness import permutation
 
 SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
 L2 = 2.0**10
 BIAS = 100.0
 
@@ -98,7 +99,7 @@ def fewshot(
     test: Features,
     *,
     shots: Sequence[int] = SHOTS,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = SEEDS,
     l2: float = L2,
 ) -> dict[str, dict[int, ProbeResult]]:
     """Ridge regression on a few images per class: per pooling and number of shots, the mean over the draws.

@@ -16,6 +16,7 @@ from vitmae.probes.confidence import ProbeResult, accuracy_of, probe_result
 from vitmae.probes.features import Features, require_labels, stratified_split
 
 CS = tuple(10.0**exponent for exponent in range(-4, 4))
+VAL_FRACTION = 0.2
 
 
 def logistic(
@@ -23,7 +24,7 @@ def logistic(
     test: Features,
     *,
     cs: Sequence[float] = CS,
-    val_fraction: float = 0.2,
+    val_fraction: float = VAL_FRACTION,
     seed: int = 0,
     max_iter: int = 1000,
 ) -> dict[str, ProbeResult]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from vitmae.data.crops import central_boxes, resize_box
 from vitmae.data.decode import EXTENSIONS, Pixels, UnreadableImage, decode
 from vitmae.data.loader import Loader
+from vitmae.data.part_loader import workers_for
 from vitmae.data.samplers import OrderedRequests, Request
-from vitmae.data.settings import workers_for
 from vitmae.data.sources.folder import FileImages, Folder
 from vitmae.errors import UserError
 from vitmae.tokens.patches import Size

@@ -4,9 +4,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vitmae.atomic import atomic_replace, atomic_write
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.runs.checkpoint_file import FORMAT, read_checkpoint
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.interruption import Interrupted, Interruption
@@ -56,22 +58,19 @@ class Checkpoints(Checkpoint):
         facts: what else a checkpoint should know, as plain values: names of classes, origin of the first weights. A
             resumed run keeps those that it does not give anew.
 
-    Raises:
-        UserError: if `every_n_steps` is not positive.
     """
 
+    @check_arguments("checkpoint")
     def __init__(
         self,
         run: RunDirectory,
         monitor: tuple[str, str],
-        every_n_steps: int,
+        every_n_steps: Annotated[int, Ge(1)],
         settings: Mapping[str, Any],
         interruption: Interruption,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps={every_n_steps} must be at least 1")
-        self._run, self._every_n_steps, self.interruption = run, every_n_steps, interruption
+        self._run, self.every_n_steps, self.interruption = run, every_n_steps, interruption
         self._metric, self._mode = monitor
         self._plain: dict[str, Any] = {"vitmae_format": FORMAT, "vitmae_config": dict(settings)}
         self._plain["vitmae_facts"] = dict(facts or {})
@@ -122,7 +121,7 @@ class Checkpoints(Checkpoint):
             return  # gradients are being accumulated, and no checkpoint holds them
         self._step = trainer.global_step
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not is_validation_due(trainer):
-            self._at_boundary(trainer, is_due=self._step % self._every_n_steps == 0 or self._step == trainer.max_steps)
+            self._at_boundary(trainer, is_due=self._step % self.every_n_steps == 0 or self._step == trainer.max_steps)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See whether this is the best so far."""

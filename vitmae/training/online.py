@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch.nn import functional as F
@@ -53,7 +55,12 @@ class OnlineProbe(Callback):
         k: neighbours.
     """
 
-    def __init__(self, every_n_epochs: int = 10, images: int = 10_000, k: int = 20) -> None:
+    def __init__(
+        self,
+        every_n_epochs: Annotated[int, Ge(1)] = 10,
+        images: Annotated[int, Ge(1)] = 10_000,
+        k: Annotated[int, Ge(1)] = 20,
+    ) -> None:
         self.every_n_epochs, self.images, self.k = every_n_epochs, images, k
         self.references: dict[str, float] = {}
 
@@ -124,7 +131,13 @@ class Panels(Callback):
         images: how many.
     """
 
-    def __init__(self, folder: Path, log: FigureLog, every_n_epochs: int = 10, images: int = 8) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: FigureLog,
+        every_n_epochs: Annotated[int, Ge(1)] = 10,
+        images: Annotated[int, Ge(1)] = 8,
+    ) -> None:
         self.folder, self.log_figure, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

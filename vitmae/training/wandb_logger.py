@@ -10,9 +10,10 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from annotated_types import Gt
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -75,21 +76,25 @@ class Wandb(Logger):
         mode: Mode = "auto",
         tags: Sequence[str] = (),
         log_checkpoint: bool = False,
-        init_timeout: float = 30,
-        finish_timeout: float = 60,
+        init_timeout: Annotated[float, Gt(0)] = 30,
+        finish_timeout: Annotated[float, Gt(0)] = 60,
     ) -> None:
         super().__init__()
-        self._directory, self._project, self._entity, self._tags = run, project, entity, list(tags)
-        self._mode = mode
-        self._log_checkpoint = log_checkpoint
-        self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
+        self._directory, self.project, self.entity, self.mode, self.tags = run, project, entity, mode, list(tags)
+        self.log_checkpoint, self.init_timeout, self.finish_timeout = log_checkpoint, init_timeout, finish_timeout
         self._run: Any = None
         self._is_lost = self._has_set_data_dir = False
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that reach nothing in this mode, for `vitmae.training.accounting`."""
+        idle = {"offline": ("init_timeout", "finish_timeout"), "disabled": ("entity", "tags", "log_checkpoint")}
+        idle["disabled"] += idle["offline"]
+        return dict.fromkeys(idle.get(self.mode, ()), f"logger.wandb.mode={self.mode} talks to no server")
 
     @property
     def name(self) -> str:
         """The project on the server."""
-        return self._project
+        return self.project
 
     @property
     def version(self) -> str | None:
@@ -104,7 +109,7 @@ class Wandb(Logger):
         if "WANDB_DATA_DIR" not in os.environ:  # where artifacts wait for upload
             os.environ["WANDB_DATA_DIR"] = str(self._directory.path / "wandb")
             self._has_set_data_dir = True
-        mode: str = self._mode
+        mode: str = self.mode
         why = ""
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
@@ -135,14 +140,19 @@ class Wandb(Logger):
         summary = self._directory.summary()
         return wandb.init(
             mode=mode,
-            project=self._project,
-            entity=self._entity,
-            tags=self._tags,
+            project=self.project,
+            entity=self.entity,
+            tags=self.tags,
             name=summary.get("name"),
             id=summary.get("id"),
             resume="allow",
             dir=self._directory.path,
-            settings=wandb.Settings(silent=True, **self._timeouts),
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=self.init_timeout,
+                finish_timeout=self.finish_timeout,
+                finish_timeout_raises=True,
+            ),
         )
 
     def _attempt(self, action: Callable[[Any], Any]) -> None:
@@ -186,7 +196,7 @@ class Wandb(Logger):
         self._upload(self._directory.best, "best")
 
     def _upload(self, path: Path, alias: str) -> None:
-        if not self._log_checkpoint or not path.exists():
+        if not self.log_checkpoint or not path.exists():
             return
 
         def send(run: Any) -> None:

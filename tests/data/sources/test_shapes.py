@@ -119,5 +119,5 @@ def test_a_set_is_sent_to_workers_without_its_images():
 
 
 def test_fewer_images_than_classes_are_refused():
-    with pytest.raises(UserError, match="8 classes"):
+    with pytest.raises(UserError, match=r"data\.source\.num_val=4: must be ≥ 8"):
         Shapes(num_val=4)

@@ -8,12 +8,13 @@ import logging
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vitmae.data.splits import MemoryImages, Paths, Splits, Stats
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,8 @@ class CIFAR:
         num_classes: 10 or 100.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        if num_classes not in _STATS:
-            raise UserError(f"there is no CIFAR-{num_classes}: set data.source.num_classes to 10 or 100")
+    @check_arguments("data.source")
+    def __init__(self, num_classes: Literal[10, 100]) -> None:
         self.num_classes = num_classes
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:

@@ -25,8 +25,10 @@ class Digits:
         """Load them: training 1,437 images, test 360, no validation split; 8 x 8 pixels whatever ``img_size`` is.
 
         Raises:
-            UserError: ``in_chans`` is not 1.
+            UserError: ``in_chans`` is not 1, or a path is given: nothing would be read from it.
         """
+        if path is not None:
+            raise UserError(f"data.path={path}: digits come with scikit-learn: leave it out")
         if in_chans != 1:
             raise UserError(f"the digits are grey and have no {in_chans} channels: set data.in_chans=1")
         table = read_table()

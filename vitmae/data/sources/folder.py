@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from vitmae.data.cache import digest
 from vitmae.data.decode import EXTENSIONS
@@ -87,7 +88,7 @@ class Folder:
         num_mask_classes: how many classes they have, with masks.
     """
 
-    def __init__(self, masks: str | None = None, num_mask_classes: int | None = None) -> None:
+    def __init__(self, masks: str | None = None, num_mask_classes: Annotated[int, Ge(2)] | None = None) -> None:
         if (masks is None) != (num_mask_classes is None):
             raise UserError("data.source.masks and data.source.num_mask_classes go together: set both")
         self.masks = Path(masks).expanduser() if masks else None

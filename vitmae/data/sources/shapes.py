@@ -10,15 +10,21 @@ Shapes: B images, C channels, H W height and width. The plane's unit is half of 
 
 from functools import partial
 from math import pi
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from vitmae.data.splits import Paths, RenderedImages, Splits, Stats
 from vitmae.errors import UserError
+from vitmae.limits import check_arguments
 from vitmae.randomness import fold, fold_each, fold_indices, uniform
 
 CLASSES = ("disc", "ring", "half disc", "crescent", "triangle", "square", "cross", "star")
+
+Count = Annotated[int, Ge(len(CLASSES))]
+"""Of the images of a split: each class at least once."""
 
 _PIECE = 64  # images drawn at once: their planes stay in the processor's cache
 
@@ -33,14 +39,29 @@ class Shapes:
         seed: of the pictures; it is not the run's seed, so runs with different seeds see the same set.
     """
 
-    def __init__(self, num_train: int = 10_000, num_val: int = 2_000, num_test: int = 2_000, seed: int = 0) -> None:
-        if min(num_train, num_val, num_test) < len(CLASSES):
-            raise UserError(f"shapes have {len(CLASSES)} classes: draw at least as many images for each split")
+    @check_arguments("data.source")
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_val: Count = 2_000,
+        num_test: Count = 2_000,
+        seed: Annotated[int, Ge(0)] = 0,
+    ) -> None:
         self.counts = {"train": num_train, "val": num_val, "test": num_test}
         self.seed = seed
 
+    def took_effect(self) -> dict[str, int]:
+        """Settings that are kept under another name, for `vitmae.training.accounting`."""
+        return {f"num_{split}": count for split, count in self.counts.items()}
+
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
-        """Describe the splits; images are drawn on request."""
+        """Describe the splits; images are drawn on request.
+
+        Raises:
+            UserError: a path is given: nothing would be read from it.
+        """
+        if path is not None:
+            raise UserError(f"data.path={path}: shapes are drawn, not read: leave it out")
         train, val, test = (
             RenderedImages(
                 partial(render, key=fold(self.seed, "shapes", split), size=img_size, in_chans=in_chans),

@@ -1,0 +1,227 @@
+"""Every setting is accounted for: read back from what was built, at the start of a run.
+
+A setting that was written down and reached nothing is an error: two comparable projects train for days with a layer
+decay that no optimiser ever saw. What a setting has become is looked for in three places:
+
+    what is observed              in the optimiser, the modules and the trainer
+    part.took_effect()[name]      a part is what was built from a setting's node: what it has under another name
+    part.name                     an attribute of the same name, no method
+
+`part.without_effect()` names settings that reach nothing as things are, each with the reason. They are an error where
+the command line gives them, and silent where a file does: a recipe is written for more than one set of images.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from inspect import ismethod
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import StrategyRegistry
+from timm.layers.drop import DropPath
+from torch import nn
+
+from vitmae.errors import UserError
+from vitmae.models.objective import Objective, as_objective
+from vitmae.torch_internals import is_compiled
+from vitmae.training.averaging import averages
+
+_MISSING = object()
+_OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
+"""Arguments of the Trainer that `vitmae.training.fit` gives."""
+
+
+class Leaf(NamedTuple):
+    """A setting, and what became of it.
+
+    Attributes:
+        name: as it is written on a command line.
+        value: as it was set.
+        found: what the part has; `_MISSING` if nothing.
+        part: what was built from the setting's node.
+        reason: why it reaches nothing, if it does.
+    """
+
+    name: str
+    value: Any
+    found: Any
+    part: Any
+    reason: str | None
+
+
+class Accounting(Callback):
+    """Refuses a run in which a setting has reached nothing, or something else.
+
+    Args:
+        settings: the run's, as plain values.
+        parts: what was built from each node, and the values of those that are none, by name.
+        overrides: the words of the command line.
+        idle: why some settings, or all of a node, reach nothing in this run.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], parts: Mapping[str, Any], overrides: Sequence[str], idle: Mapping[str, str]
+    ) -> None:
+        self.settings, self.parts, self.idle = settings, parts, idle
+        keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+        self.given = tuple(key for key in keys if key not in settings["choices"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check on every rank; the first speaks."""
+        observed = observe(trainer, as_objective(pl_module)) | _observe_trainer(trainer, self.settings["trainer"])
+        idle = {**_overruled(trainer), **self.idle}
+        for leaf in leaves(self.settings, {**self.parts, "trainer": trainer}, idle):
+            is_given = any(f"{leaf.name}.".startswith(f"{key}.") for key in self.given)
+            check(leaf._replace(found=observed.get(leaf.name, leaf.found)), is_given)
+
+
+def leaves(
+    node: Mapping[str, Any], part: Any, idle: Mapping[str, str], path: str = "", reason: str | None = None
+) -> Iterator[Leaf]:
+    """Each setting of a node and of the nodes in it.
+
+    Args:
+        node: settings.
+        part: what was built from them, or a mapping.
+        idle: by name, why settings reach nothing.
+        path: the node's name.
+        reason: why all of the node reaches nothing, if it does.
+    """
+    took, without = _ask(part, "took_effect"), _ask(part, "without_effect")
+    for key, value in node.items():
+        name = f"{path}.{key}" if path else key
+        if key in ("_target_", "_partial_") or name == "choices":
+            continue  # what a node is built of, and what is filled in
+        found = took[key] if key in took else _attribute(part, key)
+        if key == "weights":  # what loads them says what came of it
+            found = value
+        why = idle.get(name) or without.get(key) or reason
+        if isinstance(value, Mapping) and value and found is not _MISSING:
+            yield from leaves(value, found, idle, name, why)
+        else:
+            yield Leaf(name, value, found, part, why)
+
+
+def _ask(part: Any, method: str) -> Mapping[str, Any]:
+    answer: Callable[[], Mapping[str, Any]] = getattr(part, method, dict)
+    return answer()
+
+
+def _attribute(part: Any, name: str) -> Any:
+    held = part.keywords if isinstance(part, partial) else part
+    found = held.get(name, _MISSING) if isinstance(held, Mapping) else getattr(held, name, _MISSING)
+    return _MISSING if ismethod(found) else found
+
+
+def check(leaf: Leaf, is_given: bool) -> None:
+    """Refuse a setting that has reached nothing, or something else; null and auto may become anything.
+
+    Args:
+        leaf: the setting.
+        is_given: whether the command line gave it.
+
+    Raises:
+        UserError: names it, and what to do.
+    """
+    shown = f"{leaf.name}={leaf.value}"
+    if leaf.reason:
+        if is_given:
+            raise UserError(f"{shown} reaches nothing: {leaf.reason}")
+        return
+    if leaf.found is _MISSING:
+        key, part = leaf.name.rpartition(".")[2], type(leaf.part).__name__
+        raise UserError(
+            f"{leaf.name} reached nothing: {part} has no attribute {key}: store it, or return it from took_effect()"
+        )
+    if leaf.value is None or leaf.value == "auto" or _same(leaf.value, leaf.found):
+        return
+    reached = "reached nothing" if leaf.found is None else f"became {leaf.found}"
+    raise UserError(f"{shown} {reached}: set it to {'null' if leaf.found is None else leaf.found}, or make it count")
+
+
+def _same(value: Any, found: Any) -> bool:
+    """Whether a setting is what was found, up to its type: a list for a tuple, one number for both sides of a pair."""
+    if isinstance(value, bool) or isinstance(found, bool):
+        return value is found
+    if isinstance(value, int | float) and isinstance(found, int | float):
+        return math.isclose(value, found, rel_tol=1e-6, abs_tol=1e-12)
+    if isinstance(found, list | tuple) and not isinstance(value, str):
+        values = value if isinstance(value, list | tuple) else [value] * len(found)
+        return len(values) == len(found) and all(map(_same, values, found))
+    return bool(value == found) or os.path.expanduser(str(value)) == str(found)
+
+
+def observe(trainer: Trainer, objective: Objective) -> dict[str, Any]:
+    """Settings as they stand in the built optimiser and modules, by name."""
+    _, _, effective_batch = objective.run_length()
+    groups = trainer.optimizers[0].param_groups
+    peak = max(group["initial_lr"] for group in groups)
+    scales = sorted({round(group["initial_lr"] / peak, 12) for group in groups}, reverse=True)
+    (schedule,) = trainer.lr_scheduler_configs
+    final = schedule.scheduler.lr_lambdas[-1](int(trainer.estimated_stepping_batches))  # type: ignore[union-attr]
+    dropouts = [part.p for part in objective.backbone.modules() if isinstance(part, nn.Dropout) and part.training]
+    return {
+        "backbone.drop_path_rate": max(drop_path_rates(objective.backbone), default=0.0),
+        "backbone.drop_rate": max(dropouts, default=0.0),
+        "model.optimizer.base_lr": peak * 256 / effective_batch,
+        "model.optimizer.weight_decay": max(group["weight_decay"] for group in groups),
+        "model.optimizer.layer_decay": scales[1] if len(scales) > 1 else 1.0,
+        "model.optimizer.min_lr": peak * final,
+        "model.optimizer.ema_decay": next((average.decay for average in averages(trainer)), None),
+        "model.optimizer.betas": list(groups[0]["betas"]) if "betas" in groups[0] else None,
+        "model.optimizer.momentum": groups[0].get("momentum"),
+        "compile": any(map(is_compiled, objective.modules())),
+    }
+
+
+def drop_path_rates(backbone: nn.Module) -> list[float]:
+    """The rate of stochastic depth in each block, in order; 0 in a frozen one, which is in eval mode."""
+    drops = [module.drop_path1 for module in backbone.modules() if hasattr(module, "drop_path1")]
+    return [float(drop.drop_prob) if isinstance(drop, DropPath) and drop.training else 0.0 for drop in drops]
+
+
+def _observe_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The Trainer's settings that are no attribute of it, by name.
+
+    Raises:
+        UserError: one is set that the run itself sets.
+    """
+    if taken := _OF_THE_RUN & set(settings):
+        raise UserError(f"trainer.{min(taken)} reached nothing: the run sets it itself, leave it out")
+    accelerator, devices, precision, strategy, deterministic = (
+        settings.get(key) for key in ("accelerator", "devices", "precision", "strategy", "deterministic")
+    )
+    device = trainer.strategy.root_device.type
+    named = isinstance(strategy, str) and strategy in StrategyRegistry and StrategyRegistry[strategy]["strategy"]
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    observed = {
+        "accelerator": accelerator if accelerator == "gpu" and device != "cpu" else device,
+        "devices": devices if isinstance(devices, str) or devices == -1 else trainer.num_devices,
+        "strategy": strategy if named and isinstance(trainer.strategy, named) else type(trainer.strategy).__name__,
+        "precision": precision if trainer.precision.startswith(str(precision)) else trainer.precision,
+        "deterministic": deterministic if deterministic == "warn" and is_deterministic else is_deterministic,
+        "benchmark": torch.backends.cudnn.benchmark,
+        "detect_anomaly": torch.is_anomaly_enabled(),
+        "profiler": type(trainer.profiler).__name__.removesuffix("Profiler").lower(),  # type: ignore[attr-defined]
+    }
+    if isinstance(devices, list):
+        observed["devices"] = trainer.device_ids
+    if settings.get("num_sanity_val_steps") == -1 and math.isinf(trainer.num_sanity_val_steps):
+        observed["num_sanity_val_steps"] = -1
+    # Some of Lightning's own show in no attribute: there its own checks are all there is.
+    unseen = {key: value for key, value in settings.items() if not hasattr(trainer, key)}
+    return {f"trainer.{key}": value for key, value in {**unseen, **observed}.items()}
+
+
+def _overruled(trainer: Trainer) -> dict[str, str]:
+    """Settings of the trainer that a switch for debugging replaces, with the switch."""
+    replaced = ["limit_train_batches", "limit_val_batches"]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        replaced += ["max_epochs", "max_steps", "num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch"]
+        return {f"trainer.{key}": "trainer.fast_dev_run replaces it" for key in replaced}
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        return {f"trainer.{key}": "trainer.overfit_batches replaces it" for key in replaced}
+    return {}
