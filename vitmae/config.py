@@ -95,7 +95,9 @@ def locate(target: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_={target} cannot be found: {error}") from None
+        raise UserError(
+            f"_target_={target} cannot be found: {error}: check the name, and whether its folder is on PYTHONPATH"
+        ) from None
     return found
 
 

@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, require_at_least, split_arguments, store_node, trusted_names
+from vitmae.command import (
+    call_target,
+    command,
+    compose,
+    require_at_least,
+    split_arguments,
+    store_node,
+    trusted_names,
+)
 from vitmae.config import config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.probe_names import Probe
@@ -162,12 +170,14 @@ def fill_in_data(arguments: list[str]) -> list[str]:
         return arguments
     if {"-m", "--multirun"} & set(flags):
         raise UserError("evaluate looks at one checkpoint and cannot sweep with -m: run it once for each")
-    from vitmae.evaluation.data_settings import of_choice, of_run  # heavy: --cfg job answers without it
+    from vitmae.evaluation.data_settings import of_run, seen_as  # heavy: --cfg job answers without it
 
-    choice = given.get("data")
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
     settings = of_run(given["ckpt"].strip("'\""), given.get("runs", "runs"), trusted_names(overrides))
-    node.data = settings if choice is None else of_choice(choice, settings)
+    if "data" in given:
+        words = [word for word in overrides if word.startswith("data")]
+        settings = seen_as(compose([*words, f"seed={settings['seed']}"])["data"], settings)
+    node.data = settings
     store_node("evaluation", node)
     return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]
 
