@@ -130,7 +130,7 @@ def _check_node(node: Mapping[str, Any], path: str) -> None:
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     is_open = len(names) < len(parameters)
     try:
-        annotations = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        annotations = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except NameError:  # an annotation that only a type checker can resolve
         annotations = {}
     prefix = f"{path}." if path else ""
