@@ -1,6 +1,7 @@
 """Run a command in this process, as its user would in a shell: arguments in, exit code and output out."""
 
 import logging
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -12,17 +13,24 @@ class Done(NamedTuple):
     err: str
 
 
-def run_command(main, *arguments, capsys):
-    """The end of a command; what it does to this process's logging is undone."""
+@contextmanager
+def process_restored():
+    """What a command does to this process's logging and random numbers is undone."""
     root = logging.getLogger()
     handlers, level, rng = root.handlers[:], root.level, torch.get_rng_state()
-    capsys.readouterr()
     try:
-        code = main(arguments)
+        yield
     finally:
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
         torch.set_rng_state(rng)
+
+
+def run_command(main, *arguments, capsys):
+    """The end of a command."""
+    capsys.readouterr()
+    with process_restored():
+        code = main(arguments)
     return Done(code, *capsys.readouterr())

@@ -39,16 +39,17 @@ def test_what_is_not_closed_is_refused(text):
     ("words", "said"),
     [
         ([], "out must be given"),
-        (["out=c", "methods=[mea]"], "'mae'"),
+        (["out=c", "methods=[mea]"], "did you mean model=mae?"),
+        (["out=c", "methods=[scratch]", "mae=[model.mask_ratio=0.5]"], "has no mae"),
         (["out=c", "mae=[model.mask_ration=0.5]"], "did you mean model.mask_ratio?"),
         (["out=c", "mae=[model.mask_ratio=much]"], "must be a number"),
         (["out=c", "data=folders"], "did you mean data=folder?"),
         (["out=c", "labels=0"], "labels=0"),
         (["out=c", "finetune=[model=mae]"], "finetune=model=mae: a comparison sets that itself"),
         (["out=c", "data.train_fraction=0.1"], "see methods, seeds, labels"),
-        (["out=c", "probes=[knnn]"], "'knn'"),
+        (["out=c", "probes=[knnn]"], "probes=["),
         (["out=c", "evaluate=[lmit=3]"], "did you mean limit?"),
-        (["out=c", "probes=[dense]"], "accuracies of knn"),
+        (["out=c", "probes=[dense]"], "probes=["),
         (["out=c", "model.mask_ratio=0.5"], "pretrain=[model.mask_ratio=0.5]"),
         (["out=c", "train=[trainer.max_epoch=3]"], "did you mean trainer.max_epochs?"),
         (["out=/dev/null/c", "methods=[scratch]"], "cannot be written"),
@@ -79,7 +80,7 @@ WORDS = [
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
+def test_an_interrupted_comparison_resumes_and_ends_with_a_page(tmp_path):
     command = [sys.executable, "-m", "vitmae.compare", f"out={tmp_path / 'c'}", *WORDS]
     environment = os.environ | {"VITMAE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -89,11 +90,11 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("runs/scratch-*/checkpoints/last.ckpt")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "done before" in done.stdout
+    assert "already finished" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in first} == first
     lines = list(csv.DictReader((tmp_path / "c" / "report.csv").read_text().splitlines()))
     assert {(line["probe"], line["method"]) for line in lines} == {
@@ -104,7 +105,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_a_page(tmp_path):
 
 def test_right_words_pass_the_checks_and_reach_the_plan(tmp_path, monkeypatch, capsys):
     planned = []
-    monkeypatch.setattr("vitmae.comparison.runner.carry_out", lambda rows, *others: planned.extend(rows) or iter(()))
+    monkeypatch.setattr("vitmae.comparison.runner.run_jobs", lambda rows, *others: planned.extend(rows) or iter(()))
     words = [*WORDS, "evaluate=[limit=50,data.batch_size=8]", "train=[compile=false]", "mae=[model.mask_ratio=0.5]"]
     done = run_command(compare.main, f"out={tmp_path / 'c'}", *words, capsys=capsys)
     assert (done.code, done.err) == (0, "")

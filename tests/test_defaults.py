@@ -5,7 +5,8 @@ import inspect
 import pytest
 from omegaconf import OmegaConf
 
-from vitmae.config import choices_of, config_dir, load_choice, locate
+from tests.conf_files import choices_of, load_choice
+from vitmae.config import config_dir, locate
 
 RECIPES = {  # values of a paper's recipe, of a set, or of one machine: they belong to the file
     "model.optimizer": {"base_lr", "weight_decay", "betas"},

@@ -53,15 +53,22 @@ def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] 
     for place, key, value in _walk(settings):
         name = f"{place}.{key}" if place else key
         if key == "_target_":
-            if value not in LISTED.get(_slot(place), ()) and value not in trust:
+            if not _is_listed(place, value) and value not in trust:
+                names = ",".join(dict.fromkeys([*trust, *unlisted_classes(settings)]))
                 raise UserError(
                     f"{file}: {place or 'its top'} builds {value}, which a file may not do there: refused; "
-                    f"if you know it and trust this file, add trust=[{value}]"
+                    f"if you know it and trust this file, add trust=[{names}]"
                 )
         elif key == "_partial_":
             raise UserError(f"{file}: {name} is nothing that a run saves: refused; get the file from its source again")
         elif isinstance(value, str) and "${" in value:  # OmegaConf could make a node of it after this check
             raise UserError(f"{file}: {name}={value} is no plain value: refused; replace it by what it stands for")
+
+
+def unlisted_classes(settings: Mapping[str, Any]) -> list[str]:
+    """The full names that `trust` must hold, for a file with these settings to be built."""
+    found = (value for place, key, value in _walk(settings) if key == "_target_" and not _is_listed(place, value))
+    return [str(name) for name in dict.fromkeys(found)]
 
 
 def _walk(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -73,6 +80,7 @@ def _walk(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
             yield from _walk(value, f"{place}.{key}" if place else str(key))
 
 
-def _slot(place: str) -> str:
+def _is_listed(place: str, name: Any) -> bool:
     parent, _, _ = place.partition(".")
-    return "logger.*" if parent == "logger" and place.count(".") == 1 else place
+    slot = "logger.*" if parent == "logger" and place.count(".") == 1 else place
+    return name in LISTED.get(slot, ())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.allocator import use_large_pages
-from vitmae.config import build, check_settings, choices_of, config_dir, did_you_mean, plain, setting_keys
+from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
 from vitmae.errors import UserError
 from vitmae.runs.directory import claim_directory
 from vitmae.runs.exit import ABORTED, FAULT, report
@@ -73,7 +74,7 @@ def command(
             sys.argv[1:] += _quiet_rank() + _short_names(flags, overrides)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
         except (HydraException, OmegaConfBaseException) as error:
-            codes.append(report(UserError(_explain(error, config_name, arguments))))
+            codes.append(report(UserError(_explain(error, config_name, overrides))))
         except Exception as error:
             codes.append(report(error))
         except KeyboardInterrupt:
@@ -170,9 +171,23 @@ def help_text(config_name: str) -> str:
     lines = []
     for entry in defaults:
         for group, default in cast(dict[str, str], entry).items():
-            choices = (f"[{name}]" if name == default else name for name in choices_of(group))
-            lines.append(f"  {group:<10} {', '.join(choices)}")
+            choices = ", ".join(f"[{name}]" if name == default else name for name in group_choices(group))
+            lines.append(f"  {group:<10} {choices}")
     return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
+
+
+def config_folders() -> list[Path]:
+    """Where this command finds its YAML files: conf/, then the user's own folder, which ``--config-dir`` names."""
+    for flag, following in pairwise([*sys.argv[1:], ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return [config_dir(), Path(value or following).resolve()]
+    return [config_dir()]
+
+
+def group_choices(group: str) -> list[str]:
+    """The choices of a config group, those in the user's own folder included."""
+    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("[!_]*.yaml")})
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -261,16 +276,24 @@ def compose(words: Sequence[str], config_name: str = "config") -> dict[str, Any]
         UserError: a word is wrong.
     """
     try:
-        config = hydra.compose(config_name, overrides=list(words))  # a command has told Hydra where to look
+        config = _compose(words, config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, config_name, words)) from error
     with open_dict(config):
-        for key in ("name", "choices"):
-            config.pop(key, None)
+        for key in {"name", "choices"} & config.keys():
+            del config[key]
     return plain(config)
 
 
-def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
+def _compose(words: Sequence[str], config_name: str) -> DictConfig:
+    """Compose whether or not Hydra runs already: before a command it does not know where to look."""
+    folders = ",".join(f"'file://{folder}'" for folder in config_folders()[1:])
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return hydra.compose(config_name, overrides=[*words, f"hydra.searchpath=[{folders}]"])
+
+
+def _explain(error: Exception, config_name: str, words: Sequence[str]) -> str:
     """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
@@ -280,19 +303,17 @@ def _explain(error: Exception, config_name: str, arguments: Sequence[str]) -> st
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
     if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
-        return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, arguments))}"
+        return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, words))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     return "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
 
 
-def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+def _known_keys(config_name: str, words: Sequence[str]) -> list[str]:
     """All settings of the groups that the command line chooses."""
-    groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
-    chosen = [argument for argument in arguments if argument.partition("=")[0] in groups]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            config = hydra.compose(config_name, overrides=chosen)
-        except HydraException:  # such as a choice that is swept over
-            config = hydra.compose(config_name)
-        return list(setting_keys(cast(dict[str, Any], OmegaConf.to_container(config))))
+    groups = {path.name for folder in config_folders() for path in folder.iterdir() if path.is_dir()}
+    chosen = [word for word in words if word.partition("=")[0] in groups]
+    try:
+        config = _compose(chosen, config_name)
+    except HydraException:  # such as a choice that is swept over
+        config = _compose([], config_name)
+    return list(setting_keys(cast(dict[str, Any], OmegaConf.to_container(config))))

@@ -3,19 +3,20 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vitmae.atomic import make_folder
-from vitmae.command import call_target, command, compose, split_arguments, store_node
-from vitmae.comparison.plan import Method
-from vitmae.config import check_settings, config_dir
+from vitmae.classes import unlisted_classes
+from vitmae.command import command, compose, config_folders, group_choices, split_arguments, store_node
+from vitmae.comparison.plan import SCRATCH, Design, Method, plan
+from vitmae.config import build, check_settings, config_dir, locate, plain
 from vitmae.errors import UserError
-from vitmae.evaluation.probe_names import Probe
 
-_TRAINING = (
+_SHARED = (
     "data",
     "backbone",
     "trainer",
@@ -27,97 +28,78 @@ _TRAINING = (
     "experiment",
     "weights_min_match",
 )
-"""What of the command line is said of all runs."""
-_STAGES = ("pretrain", "masked_patch", "mae", "supervised", "finetune", "scratch", "evaluate")
+"""Settings of `vitmae.train` that the command line gives for all runs."""
+_STAGES = ("pretrain", "finetune", "scratch", "evaluate")
 """Settings that hold words of another command, which Hydra's own grammar cannot read inside of a list."""
 _log = logging.getLogger(__name__)
 
 
-def compare(
-    out: str,
-    methods: list[Method],
-    seeds: list[int],
-    labels: float,
-    probes: list[Probe],
-    base_lrs: list[float],
-    train: list[str],
-    pretrain: list[str],
-    masked_patch: list[str],
-    mae: list[str],
-    supervised: list[str],
-    finetune: list[str],
-    scratch: list[str],
-    evaluate: list[str],
-) -> None:
-    """Do all that is not yet done, and write the report.
-
-    Args:
-        out: the folder of the comparison.
-        methods: see `vitmae.comparison.plan.Design`, as for all that follow.
-        seeds: likewise.
-        labels: likewise.
-        probes: likewise.
-        base_lrs: likewise.
-        train: `common` there.
-        pretrain: likewise.
-        masked_patch: likewise.
-        mae: likewise.
-        supervised: likewise.
-        finetune: likewise.
-        scratch: likewise.
-        evaluate: likewise.
+def compare(config: DictConfig) -> None:
+    """Run all jobs that are not finished, and write the report after each row.
 
     Raises:
         UserError: a setting is wrong, or a job failed.
     """
-    from vitmae.comparison.plan import Design, plan
+    settings = plain(config)
+    check_settings(settings)
+    design: Design = build(settings)
+
     from vitmae.comparison.report import accuracy_table, write_report
     from vitmae.comparison.results import gather
-    from vitmae.comparison.runner import Stopped, carry_out
+    from vitmae.comparison.runner import Stopped, run_jobs
     from vitmae.runs.exit import INTERRUPTED, short
     from vitmae.tables import as_text
 
-    design = Design(
-        methods,
-        seeds,
-        labels,
-        probes,
-        base_lrs,
-        train,
-        pretrain,
-        masked_patch,
-        mae,
-        supervised,
-        finetune,
-        scratch,
-        evaluate,
-    )
-    folder = Path(out).expanduser().resolve()
-    rows = plan(design, folder)
-    for row in rows[: len(methods)]:  # the other seeds' differ in the seed alone
-        for job in (row.pretrain, *row.finetunes):
-            if job is not None:
-                _check_training(job.words)
-    _check_evaluation(evaluate)
-    make_folder(folder, f"out={out}")
+    folder = Path(design.out).expanduser().resolve()
+    methods = _methods(design)
+    first_seed = plan(design, methods, folder)[: len(methods)]  # other seeds differ in the seed alone
+    jobs = [job for row in first_seed for job in (row.pretrain, *row.finetunes) if job is not None]
+    own_classes = sorted({name for job in jobs for name in unlisted_classes(_check_training(job.words))})
+    _check_evaluation(design.evaluate)
+    reach = [f"--config-dir={own}" for own in config_folders()[1:]]
+    reach += [f"trust=[{','.join(own_classes)}]"] if own_classes else []
+    rows = plan(design, methods, folder, reach)
+    make_folder(folder, f"out={design.out}")
     failures: dict[str, str] = {}
     try:
-        for row in carry_out(rows, folder, failures):
-            written = write_report(design, rows, gather(rows, folder), folder)
-            _log.info("%s, seed %d is done: %s", row.method, row.seed, short(written[0]))
+        for row in run_jobs(rows, folder, failures):
+            written = write_report(design, rows, gather(rows, folder, own_classes), folder)
+            _log.info("%s, seed %d is done: %s", row.method.name, row.seed, short(written[0]))
     except Stopped:
-        _log.info("stopped; the same command goes on")
+        _log.info("stopped: the same command resumes")
         raise SystemExit(INTERRUPTED) from None
-    _log.info("\n%s\n", as_text(accuracy_table(gather(rows, folder))))
+    _log.info("\n%s\n", as_text(accuracy_table(gather(rows, folder, own_classes))))
     if failures:
         raise UserError(f"{len(failures)} jobs failed, the first: {next(iter(failures.values()))}")
 
 
-def _check_training(words: Sequence[str]) -> None:
-    """Refuse words of `vitmae.train` that it would refuse.
+def _methods(design: Design) -> list[Method]:
+    """The methods of a design: each objective says its title, and whether it needs labels.
 
     Raises:
-        UserError: see `vitmae.command.compose` and `vitmae.config.check_settings`.
+        UserError: a method is no choice of the group `model`.
+    """
+    methods = []
+    for name in design.methods:
+        if name == SCRATCH.name:
+            methods.append(SCRATCH)
+            continue
+        model = "vit" if name == "supervised" else name
+        settings = compose([f"model={model}", *design.train, *design.pretrain, *design.own.get(name, ())])
+        objective: Any = locate(settings["model"]["_target_"])
+        methods.append(Method(name, objective.title, model, objective.needs_labels))
+    titles = [method.title for method in methods]
+    return [  # two recipes of one objective have one title
+        replace(method, title=f"{method.title} ({method.name})") if titles.count(method.title) > 1 else method
+        for method in methods
+    ]
+
+
+def _check_training(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that words of `vitmae.train` stand for.
+
+    Raises:
+        UserError: `vitmae.train` would refuse them.
     """
     from vitmae.runs.preflight import check_devices, resolve_precision
 
@@ -126,10 +108,11 @@ def _check_training(words: Sequence[str]) -> None:
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
     check_settings(settings)
+    return settings
 
 
 def _check_evaluation(words: Sequence[str]) -> None:
-    """The same of `vitmae.evaluate`, but for its `data`, which depend on the run."""
+    """Refuse words that `vitmae.evaluate` would refuse, but for its `data`, which depend on the run."""
     known = [word for word in words if not word.startswith("data")]
     check_settings(compose(["ckpt=run", *known], "evaluate"))  # each evaluation has a run of its own
 
@@ -138,6 +121,7 @@ def take_words(arguments: list[str]) -> list[str]:
     """Put the words of other commands into the settings that hold them, before Hydra reads the rest."""
     flags, overrides = split_arguments(arguments)
     node: Any = OmegaConf.load(config_dir() / "compare.yaml")
+    methods = {*group_choices("model"), "supervised"}
     others = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -145,13 +129,15 @@ def take_words(arguments: list[str]) -> list[str]:
             node[key] = split_words(value)
         elif key == "train":
             node.train.extend(split_words(value))
-        elif (group := key.lstrip("+~").partition(".")[0]) in _TRAINING:
+        elif (group := key.lstrip("+~").partition(".")[0]) in _SHARED:
             node.train.append(override)
         elif group == "model":
             raise UserError(
                 f"{override}: say which runs it is for, as in pretrain=[{override}], mae=[...] or "
                 "finetune=[...]; methods=[...] are the models"
             )
+        elif key in methods:
+            node.own[key] = split_words(value)
         else:
             others.append(override)
     store_node("comparison", node)
@@ -184,7 +170,7 @@ def split_words(text: str) -> list[str]:
     return [word for word in [*words, word] if word]
 
 
-main = command(call_target, "compare", prepare=take_words)
+main = command(compare, "compare", prepare=take_words)
 
 if __name__ == "__main__":
     sys.exit(main())

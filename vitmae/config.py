@@ -33,18 +33,6 @@ def config_dir() -> Path:
     raise UserError(f"no conf/config.yaml in {package} nor beside it: install vitmae again")
 
 
-def choices_of(group: str) -> list[str]:
-    """The choices of a config group; a file whose name begins with ``_`` is what they share."""
-    return sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
-
-
-def load_choice(group: str, choice: str) -> DictConfig:
-    """A file of a config group, on top of the files of the group that its defaults name."""
-    file = typing.cast(DictConfig, OmegaConf.load(config_dir() / group / f"{choice}.yaml"))
-    shared = [load_choice(group, entry) for entry in file.get("defaults", []) if isinstance(entry, str)]
-    return typing.cast(DictConfig, OmegaConf.merge(*shared, file))
-
-
 def plain(config: DictConfig) -> dict[str, Any]:
     """Resolve a composed config to dicts, lists and scalars.
 
@@ -107,7 +95,9 @@ def locate(target: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_={target} cannot be found: {error}") from None
+        raise UserError(
+            f"_target_={target} cannot be found: {error}: check the name, and whether its folder is on PYTHONPATH"
+        ) from None
     return found
 
 

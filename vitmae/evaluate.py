@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, split_arguments, store_node, trusted_names
+from vitmae.command import call_target, command, compose, split_arguments, store_node, trusted_names
 from vitmae.config import config_dir
 from vitmae.errors import UserError
 from vitmae.evaluation.probe_names import Probe
@@ -162,15 +162,17 @@ def fill_in_data(arguments: list[str]) -> list[str]:
         return arguments
     if {"-m", "--multirun"} & set(flags):
         raise UserError("evaluate looks at one checkpoint and cannot sweep with -m: run it once for each")
-    from vitmae.evaluation.data_settings import of_choice, of_run, read_once  # heavy: --cfg job answers without it
+    from vitmae.evaluation.data_settings import of_run, read_once, seen_as  # heavy: --cfg job answers without it
     from vitmae.trained.model import find_model
 
-    choice = given.get("data")
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
     trust = trusted_names(overrides)
     saved = read_once(find_model(given["ckpt"].strip("'\""), given.get("runs", "runs")), trust)
     settings = of_run(saved, trust)
-    node.data = settings if choice is None else of_choice(choice, settings)
+    if "data" in given:
+        words = [word for word in overrides if word.startswith("data")]
+        settings = seen_as(compose([*words, f"seed={settings['seed']}"])["data"], settings)
+    node.data = settings
     store_node("evaluation", node)
     return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]
 

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from vitmae.comparison.plan import Design, plan
+from vitmae.comparison.plan import SCRATCH, Design, Method, plan
 from vitmae.evaluation.scores import Score, write
 
 DIGITS_BACKBONE = {
@@ -26,16 +26,15 @@ TARGETS = {
 
 def design(**changed):
     settings = {
+        "out": "c",
         "methods": ["scratch", "mae"],
         "seeds": [0, 1],
         "labels": 0.1,
         "probes": ["knn"],
         "base_lrs": [],
-        "common": [],
+        "train": [],
         "pretrain": [],
-        "masked_patch": [],
-        "mae": [],
-        "supervised": [],
+        "own": {},
         "finetune": [],
         "scratch": [],
         "evaluate": [],
@@ -45,7 +44,7 @@ def design(**changed):
 
 def finish(job, accuracy=0.5, steps=10, best=None, split="test"):
     """Leave what a job leaves when it has done its work."""
-    if job.module == "evaluate":
+    if job.command_name == "evaluate":
         scores = (
             [
                 Score("trained", "classifier", "avg", "accuracy", accuracy, 400, (0.4, 0.6)),
@@ -83,6 +82,17 @@ def finish(job, accuracy=0.5, steps=10, best=None, split="test"):
     (job.place / "summary.json").write_text(json.dumps({"state": "finished"}))
 
 
-def planned(folder, **changed):
+METHODS = {
+    method.name: method
+    for method in (
+        SCRATCH,
+        Method("masked_patch", "masked patch prediction", "masked_patch"),
+        Method("mae", "masked autoencoder", "mae"),
+        Method("supervised", "supervised ViT", "vit", needs_labels=True),
+    )
+}
+
+
+def planned(folder, reach=(), **changed):
     made = design(**changed)
-    return made, plan(made, folder)
+    return made, plan(made, [METHODS[name] for name in made.methods], folder, reach)

@@ -8,7 +8,7 @@ import torch
 from tests.comparison.parts import finish, planned
 from vitmae.comparison.report import accuracy_table, commands, cost_table, write_report
 from vitmae.comparison.results import Key, cost, curve, gather
-from vitmae.comparison.runner import chosen
+from vitmae.comparison.runner import best_classifier
 from vitmae.plots.reconstruction import reconstruction_figure
 from vitmae.probes.confidence import wilson_interval
 
@@ -18,7 +18,7 @@ def done(tmp_path):
     """A comparison that is done: accuracies 0.5 and 0.6 from scratch, 0.7 and 0.8 by MAE."""
     design, rows = planned(tmp_path)
     for row in rows:
-        accuracy = 0.5 + 0.1 * row.seed + 0.2 * (row.method == "mae")
+        accuracy = 0.5 + 0.1 * row.seed + 0.2 * (row.method.name == "mae")
         for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers):
             if job:
                 finish(job, accuracy)
@@ -34,7 +34,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_deviation(done, tmp_path):
     assert not results.missing
 
 
-def test_knn_counts_at_the_k_that_was_chosen(done, tmp_path):
+def test_knn_counts_at_the_k_that_was_best_classifier(done, tmp_path):
     results = gather(done[1], tmp_path)
     assert results.table[Key("knn", "avg")]["scratch"].per_seed == {0: 0.5, 1: 0.6}
 
@@ -99,7 +99,7 @@ def test_the_exact_command_of_each_row_is_there(done, tmp_path):
     named = dict(commands(done[1]))
     assert len(named) == 2 * (3 + 4)
     assert all(command in files[1].read_text() for command in named.values())
-    assert chosen(done[1][0]).command in named.values()
+    assert best_classifier(done[1][0]).command in named.values()
 
 
 def test_the_csv_holds_every_seed(done, tmp_path):
@@ -112,7 +112,7 @@ def test_the_csv_holds_every_seed(done, tmp_path):
 
 
 def test_validation_images_are_not_called_test_images(tmp_path):
-    design, rows = planned(tmp_path, common=["data=folder", "data.path=a b"])
+    design, rows = planned(tmp_path, train=["data=folder", "data.path=a b"])
     for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
         finish(job, split="val")
     for file in write_report(design, rows, gather(rows, tmp_path), tmp_path)[:2]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.comparison.parts import finish, planned
 from vitmae.comparison import runner as module
-from vitmae.comparison.runner import Stopped, best_accuracy, carry_out, chosen, is_done, seconds_of
+from vitmae.comparison.runner import Stopped, best_accuracy, best_classifier, is_done, run_jobs, seconds_of
 from vitmae.errors import UserError
 
 
@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(
             module.subprocess, "Popen", lambda words, **given: Process(jobs, dict(codes), started, words, **given)
         )
-        done = list(carry_out(rows, tmp_path, failures))
+        done = list(run_jobs(rows, tmp_path, failures))
         return rows, started, failures, done
 
     return go
@@ -52,7 +52,7 @@ def test_everything_is_done_once_and_nothing_twice(run, tmp_path):
     assert len(started) == 2 * (3 + 4)
     assert not failures
     assert done == rows
-    assert all(is_done(job) for row in rows for job in (*row.finetunes, row.probes, chosen(row)))
+    assert all(is_done(job) for row in rows for job in (*row.finetunes, row.probes, best_classifier(row)))
     assert run()[1] == []
 
 
@@ -64,15 +64,15 @@ def test_more_seeds_add_to_what_is_there(run):
 def test_only_the_best_rate_on_validation_images_meets_the_test_images(run):
     rows, started, _, _ = run(base_lrs=[1e-3, 2e-3], seeds=[0], methods=["scratch"])
     assert [name for name, _ in started if "classifier" in name] == ["scratch, seed 0, classifier at 0.002"]
-    assert chosen(rows[0]).base_lr == 2e-3
+    assert best_classifier(rows[0]).base_lr == 2e-3
 
 
 def test_of_equal_rates_the_first_is_chosen(tmp_path):
     _, rows = planned(tmp_path, base_lrs=[1e-3, 2e-3, 5e-4])
     for finetune, accuracy in zip(rows[0].finetunes, (0.4, 0.6, 0.6), strict=True):
-        assert chosen(rows[0]) is None
+        assert best_classifier(rows[0]) is None
         finish(finetune, accuracy)
-    assert chosen(rows[0]) is rows[0].classifiers[1]
+    assert best_classifier(rows[0]) is rows[0].classifiers[1]
 
 
 def test_the_accuracy_that_counts_is_that_of_the_checkpoint_that_is_evaluated(tmp_path):
@@ -97,7 +97,7 @@ def test_probes_of_the_untrained_encoder_wait_for_the_run_that_they_read(run):
 
 
 def test_a_job_that_was_killed_is_not_quoted(run):
-    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps for want of memory"}
+    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps because memory ran out"}
 
 
 def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
         finish(job)
     monkeypatch.setattr(module.subprocess, "Popen", lambda words, **given: pytest.fail("another job was started"))
     with pytest.raises(Stopped):
-        for _ in carry_out(rows, tmp_path, {}):
+        for _ in run_jobs(rows, tmp_path, {}):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -116,12 +116,12 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
         for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers):
             if job:
                 finish(job)
-    first = carry_out(rows, tmp_path, {})
+    first = run_jobs(rows, tmp_path, {})
     next(first)
-    with pytest.raises(UserError, match="at work there"):
-        next(carry_out(rows, tmp_path, {}))
+    with pytest.raises(UserError, match="works there"):
+        next(run_jobs(rows, tmp_path, {}))
     first.close()
-    assert len(list(carry_out(rows, tmp_path, {}))) == len(rows)
+    assert len(list(run_jobs(rows, tmp_path, {}))) == len(rows)
 
 
 def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypatch):
@@ -138,13 +138,13 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
 
     monkeypatch.setattr(module.subprocess, "Popen", Sleeping)
     with pytest.raises(KeyError):
-        list(carry_out(rows, tmp_path, {}))
+        list(run_jobs(rows, tmp_path, {}))
     with pytest.raises(UserError, match="outlived"):
-        list(carry_out(rows, tmp_path, {}))
+        list(run_jobs(rows, tmp_path, {}))
     started[0].kill()
     super(Sleeping, started[0]).wait()
     with pytest.raises(KeyError):
-        list(carry_out(rows, tmp_path, {}))
+        list(run_jobs(rows, tmp_path, {}))
     started[1].kill()
     super(Sleeping, started[1]).wait()
 
@@ -157,20 +157,20 @@ def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with module._Runner(tmp_path, {}) as runner:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert runner.is_asked_to_stop
+            assert runner.stop_requested
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_run_that_was_begun_is_gone_on_with(run, tmp_path):
-    _, rows = planned(tmp_path)
+def test_a_begun_run_resumes(run, tmp_path):
+    _, rows = planned(tmp_path, reach=["trust=[mine.objective.Mine]"])
     begun = rows[0].finetunes[0].place
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "checkpoints" / "last.ckpt").touch()
     lost = rows[1].pretrain.place
     lost.mkdir(parents=True)
     (lost / "train.log").write_text("no checkpoint yet")
-    assert module._arguments(rows[0].finetunes[0]) == [f"ckpt={begun}"]
+    assert module._arguments(rows[0].finetunes[0]) == ["trust=[mine.objective.Mine]", f"ckpt={begun}"]
     words = module._arguments(rows[1].pretrain)
     assert words == rows[1].pretrain.arguments
     assert not lost.exists()
@@ -204,7 +204,7 @@ def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs beside it
     try:
         with pytest.raises(Stopped):
-            list(carry_out(rows, tmp_path, {}))
+            list(run_jobs(rows, tmp_path, {}))
         assert sent == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

@@ -5,7 +5,8 @@ import inspect
 import pytest
 from hydra.utils import get_class, instantiate
 
-from vitmae.config import config_dir, load_choice
+from tests.conf_files import load_choice
+from vitmae.config import config_dir
 from vitmae.data.datamodule import ImageData
 
 FILES = sorted((config_dir() / "data").glob("[!_]*.yaml"))

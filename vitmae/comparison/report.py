@@ -14,30 +14,24 @@ from matplotlib.figure import Figure
 from vitmae.atomic import atomic_write
 from vitmae.comparison.plan import Design, Row
 from vitmae.comparison.results import Cell, Cost, Results
-from vitmae.comparison.runner import chosen
+from vitmae.comparison.runner import best_classifier
 from vitmae.plots.comparison import accuracy_figure, curves_figure
 from vitmae.tables import Table, as_markdown
 
-TITLES = {
-    "scratch": "from scratch",
-    "masked_patch": "masked patch prediction",
-    "mae": "MAE",
-    "supervised": "supervised pre-training",
-}
 _STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 _INTERVAL = (
     "accuracy in per cent: mean ± standard deviation over seeds, and in brackets the 95 % interval of the mean "
     "over the draw of the scored images (Wilson). From scratch, probes look at the untrained encoder."
 )
-_COST = "Cost of each row, mean over seeds; of fine-tunings, the chosen one"
+_COST = "Cost of each row, mean over seeds; of fine-tunings, the best one"
 _HONEST = (
     "Hyper-parameters, the k of kNN and the checkpoint were chosen on validation images, with all of their labels; the "
-    "test images were looked at once for each chosen model."
+    "test images score each chosen model once."
 )
 _WITHOUT_TEST = (
     "There is no test split, so validation images are scored. Probes chose their hyper-parameters on a part of the "
     "training images, but fine-tuning chose its checkpoint on the very images that score it: its accuracies are too "
-    "good. Give the data a test split for figures to be quoted."
+    "good. Numbers to quote need a test split."
 )
 
 
@@ -45,9 +39,9 @@ def write_report(design: Design, rows: Sequence[Row], results: Results, folder: 
     """Write the three files and return their paths.
 
     Args:
-        design: what was to be compared.
+        design: what is compared.
         rows: the plan.
-        results: what there is so far.
+        results: those so far.
         folder: of the comparison.
     """
     texts = {
@@ -63,9 +57,9 @@ def write_report(design: Design, rows: Sequence[Row], results: Results, folder: 
 
 def accuracy_table(results: Results) -> Table:
     """A header, and a line per probe: mean ± deviation (interval) for each method."""
-    lines = [["probe", *(TITLES[method] for method in results.methods)]]
+    lines = [["probe", *results.titles.values()]]
     for key, by_method in results.table.items():
-        lines.append([key.label, *(_accuracy(by_method.get(method)) for method in results.methods)])
+        lines.append([key.label, *(_accuracy(by_method.get(method)) for method in results.titles)])
     return lines
 
 
@@ -83,7 +77,7 @@ def cost_table(results: Results) -> Table:
     for (method, stage), costs in results.costs.items():
         lines.append(
             [
-                f"{TITLES[method]}, {_STAGES[stage]}",
+                f"{results.titles[method]}, {_STAGES[stage]}",
                 str(len(costs)),
                 f"{_mean(costs, 'images'):,.0f}",
                 f"{_mean(costs, 'flops') / 1e15:.3g}",
@@ -104,10 +98,10 @@ def _minutes(costs: Sequence[Cost]) -> str:
 
 
 def commands(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """(job, exact command) of every row, of its fine-tunings the chosen one once it is known."""
+    """(job, exact command) of every row; of its fine-tunings only the best, once it is known."""
     for row in rows:
-        best = chosen(row)
-        tuned = [row.tuned_of(best)] if best else row.finetunes
+        best = best_classifier(row)
+        tuned = [row.finetune_of(best)] if best else row.finetunes
         for job in (row.pretrain, row.probes, *tuned, best):
             if job is not None:
                 yield job.name, job.command
@@ -131,7 +125,7 @@ def _explanation(results: Results) -> str:
 
 def _markdown(design: Design, rows: Sequence[Row], results: Results) -> str:
     parts = ["# What does masking buy?", _headline(design, results)]
-    parts += [f"`{shlex.join(design.common)}`"] if design.common else []
+    parts += [f"`{shlex.join(design.train)}`"] if design.train else []
     parts += [_explanation(results)]
     parts += [as_markdown(accuracy_table(results)).rstrip()]
     parts += [f"## {_COST}", as_markdown(cost_table(results)).rstrip()]
@@ -169,20 +163,20 @@ def _html(design: Design, rows: Sequence[Row], results: Results) -> str:
     parts = [
         "<h1>What does masking buy?</h1>",
         f"<p>{html.escape(_headline(design, results))}</p>",
-        f"<p><code>{html.escape(shlex.join(design.common))}</code></p>",
+        f"<p><code>{html.escape(shlex.join(design.train))}</code></p>",
         f"<p class=note>{html.escape(_explanation(results))}</p>",
         _accuracies_as_html(results),
     ]
-    methods = [TITLES[method] for method in results.methods]
+    titles = list(results.titles.values())
     if results.table:
-        parts.append(_picture(accuracy_figure(_by_seed(results), methods, _split(results)), "accuracy of every seed"))
+        parts.append(_picture(accuracy_figure(_by_seed(results), titles, _split(results)), "accuracy of every seed"))
     parts += [f"<h2>{_COST}</h2>", _as_html(cost_table(results))]
     if results.curves:
-        parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results), methods), "held-out curves")]
+        parts += ["<h2>Held-out curves</h2>", _picture(curves_figure(_curves(results), titles), "held-out curves")]
     for method, path in results.pictures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         parts += [
-            f"<h2>Reconstructions, {html.escape(TITLES[method])}</h2>",
+            f"<h2>Reconstructions, {html.escape(results.titles[method])}</h2>",
             f'<img class=panel alt="reconstructions" src="data:image/png;base64,{data}">',
         ]
     if results.missing:
@@ -199,7 +193,7 @@ def _accuracies_as_html(results: Results) -> str:
     best = []
     for by_method in results.table.values():
         top = max(cell.mean for cell in by_method.values())
-        best.append([method in by_method and by_method[method].mean == top for method in results.methods])
+        best.append([method in by_method and by_method[method].mean == top for method in results.titles])
     return _as_html(table, best)
 
 
@@ -223,7 +217,7 @@ def _picture(figure: Figure, alt: str) -> str:
 
 def _by_seed(results: Results) -> dict[str, dict[str, list[float]]]:
     return {
-        key.label: {TITLES[method]: list(cell.per_seed.values()) for method, cell in by_method.items()}
+        key.label: {results.titles[method]: list(cell.per_seed.values()) for method, cell in by_method.items()}
         for key, by_method in results.table.items()
     }
 
@@ -234,6 +228,6 @@ def _curves(results: Results) -> dict[str, dict[str, Sequence[Sequence[tuple[flo
     for (method, stage), by_metric in results.curves.items():
         metric = "val/loss" if stage == "pretrain" else "val/acc1"
         if metric in by_metric:
-            title = f"{TITLES[method]}: {metric}" if stage == "pretrain" else "fine-tuning: val/acc1"
-            axes.setdefault(title, {})[TITLES[method]] = by_metric[metric]
+            title = f"{results.titles[method]}: {metric}" if stage == "pretrain" else "fine-tuning: val/acc1"
+            axes.setdefault(title, {})[results.titles[method]] = by_metric[metric]
     return dict(sorted(axes.items(), key=lambda item: item[0].startswith("fine-tuning"), reverse=True))

@@ -1,4 +1,4 @@
-"""What a comparison has found so far: scores, curves, and what each run cost, read from the files of the runs."""
+"""The results of a comparison so far: scores, curves and what each run cost, read from the files of the runs."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from vitmae.classes import check_classes
-from vitmae.comparison.plan import Job, Method, Row
-from vitmae.comparison.runner import chosen, is_done, seconds_of
+from vitmae.comparison.plan import Job, Row
+from vitmae.comparison.runner import best_classifier, is_done, seconds_of
 from vitmae.config import build
 from vitmae.evaluation import scores as scoring
 from vitmae.evaluation.scores import Score
@@ -24,8 +24,8 @@ class Key:
 
     Attributes:
         probe: see `Score`; ``fine-tuning`` for the classifier.
-        pooling: likewise; what the classifier's head reads.
-        shots: of the few-shot probe; None of the others.
+        pooling: see `Score`; of the classifier, what its head reads.
+        shots: of the few-shot probe; None for the others.
     """
 
     probe: str
@@ -73,10 +73,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training run took.
+    """What a training run cost.
 
     Attributes:
-        images: shown to it, each as often as it was.
+        images: that it saw, counted each time.
         flops: of the matrix products, forward and backward.
         seconds: wall time over all attempts; None where it is not known.
         parameters: that were trained.
@@ -90,10 +90,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """All of it.
+    """What the finished jobs of a comparison say.
 
     Attributes:
-        methods: in the order of the columns.
+        titles: by method, in the order of the columns.
         table: by line and method.
         costs: by method and stage, one for each seed that is done.
         curves: by method and stage: metric -> for each seed, (epoch, value) pairs.
@@ -102,54 +102,51 @@ class Results:
         splits: which images were scored: test, or val of a set that has no test split.
     """
 
-    methods: Sequence[Method]
-    table: Mapping[Key, Mapping[Method, Cell]]
-    costs: Mapping[tuple[Method, str], Sequence[Cost]]
-    curves: Mapping[tuple[Method, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]]
-    pictures: Mapping[Method, Path]
+    titles: Mapping[str, str]
+    table: Mapping[Key, Mapping[str, Cell]]
+    costs: Mapping[tuple[str, str], Sequence[Cost]]
+    curves: Mapping[tuple[str, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]]
+    pictures: Mapping[str, Path]
     missing: Sequence[str]
     splits: frozenset[str]
 
 
 def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Results:
-    """Read what the jobs that are done have left.
+    """Read the results of the jobs that are done.
 
     Args:
         rows: the plan.
         folder: of the comparison.
         trust: classes that the settings of its runs may build beside those of `vitmae.classes`.
     """
-    found: dict[Key, dict[Method, dict[int, Score]]] = {}
-    costs: dict[tuple[Method, str], list[Cost]] = {}
-    curves: dict[tuple[Method, str], dict[str, list[Sequence[tuple[float, float]]]]] = {}
-    pictures: dict[Method, Path] = {}
+    found: dict[Key, dict[str, dict[int, Score]]] = {}
+    costs: dict[tuple[str, str], list[Cost]] = {}
+    curves: dict[tuple[str, str], dict[str, list[Sequence[tuple[float, float]]]]] = {}
+    pictures: dict[str, Path] = {}
     missing: list[str] = []
     splits: set[str] = set()
     for row in rows:
-        best = chosen(row)
+        method, best = row.method.name, best_classifier(row)
         for job in (row.probes, best):
             if job is not None and is_done(job):
                 scores, about = scoring.read(job.place)
                 splits.add(about.get("split", "test"))
                 for score in scores:
                     if (key := _line(score)) is not None:
-                        found.setdefault(key, {}).setdefault(row.method, {})[row.seed] = score
-        tuned = row.tuned_of(best) if best else None
-        for run in (row.pretrain, tuned):
+                        found.setdefault(key, {}).setdefault(method, {})[row.seed] = score
+        for run in (row.pretrain, row.finetune_of(best) if best else None):
             if run is not None and is_done(run):
-                costs.setdefault((row.method, run.stage), []).append(cost(run, folder, trust))
+                costs.setdefault((method, run.stage), []).append(cost(run, folder, trust))
                 for metric, points in curve(run.place).items():
-                    curves.setdefault((row.method, run.stage), {}).setdefault(metric, []).append(points)
+                    curves.setdefault((method, run.stage), {}).setdefault(metric, []).append(points)
                 picture = run.place / "figures" / "reconstruction.png"
                 if picture.is_file():
-                    pictures.setdefault(row.method, picture)
+                    pictures.setdefault(method, picture)
         jobs = [job for job in (row.pretrain, *row.finetunes, row.probes, best) if job is not None]
         missing += [job.name for job in jobs if not is_done(job)]
-    methods = list(dict.fromkeys(row.method for row in rows))
+    titles = {row.method.name: row.method.title for row in rows}
     table = {key: {method: _cell(by_seed) for method, by_seed in by_method.items()} for key, by_method in found.items()}
-    return Results(
-        methods, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing, frozenset(splits)
-    )
+    return Results(titles, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing, frozenset(splits))
 
 
 def _line(score: Score) -> Key | None:

@@ -1,20 +1,19 @@
-"""Carry out a comparison's jobs, each in a process of its own: what is done is skipped, what was begun is gone on with.
+"""Run the jobs of a comparison, each in its own process: finished jobs are skipped, begun training runs resume.
 
     folder/runs/<job>/            the run's directory
     folder/evaluations/<job>.json
-    folder/logs/<job>.log         what the job printed
-    folder/logs/<job>.json        seconds it took, over all attempts
+    folder/logs/<job>-train.log   what the job printed; `-evaluate` for an evaluation
+    folder/logs/<job>-train.json  its seconds, over all attempts
 
-A job that fails does not stop the others; those that need it are left out. An interruption is handed to the job that
-runs, which saves; the same command then goes on. A job outlives the comparison if that is killed: so the folder is
-locked by both, and one who comes back early is told to wait instead of training the same run twice.
+A job that fails does not stop the others; those that need it are left out. An interruption is passed to the job that
+runs, which saves; the same command then resumes. If the comparison is killed, its job keeps running. So both hold the
+lock of the folder, and the next comparison there is refused instead of training the same run twice.
 """
 
 import csv
 import fcntl
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -32,56 +31,56 @@ _log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The comparison was interrupted; what ran has been saved."""
+    """The comparison was interrupted; the job that ran has saved."""
 
 
-def carry_out(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Iterator[Row]:
-    """Do what is not yet done, and yield each row when nothing is left to be done of it.
+def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Iterator[Row]:
+    """Run the jobs that are not finished, and yield each row after its last job.
 
     Args:
         rows: the plan.
         folder: of the comparison.
-        failures: filled in: of each job that fails, why, in one line, by the name of its place.
+        failures: filled in: by the name of its place, why a job failed, in one line.
 
     Raises:
-        Stopped: if a signal asked to stop.
-        UserError: another process is at work in the folder.
+        Stopped: a signal asked to stop.
+        UserError: another process works in the folder.
     """
     count, total = 0, sum(len(_jobs(row)) + 1 for row in rows)
     with _Runner(folder, failures) as run:
         for row in rows:
             for job in _jobs(row):
                 count += 1
-                needed = _needed(row, job)
-                if needed is None or is_done(needed):
+                first = _prerequisite(row, job)
+                if first is None or is_done(first):
                     run(job, f"[{count}/{total}]")
             count += 1
-            if (best := chosen(row)) is not None:
+            if (best := best_classifier(row)) is not None:
                 run(best, f"[{count}/{total}]")
             yield row
 
 
 def _jobs(row: Row) -> list[Job]:
-    """All but the evaluation on the test split, which is known when these are done."""
+    """All jobs but the evaluation on the test split: these decide which one that is."""
     return [job for job in (row.pretrain, *row.finetunes, row.probes) if job is not None]
 
 
-def _needed(row: Row, job: Job) -> Job | None:
-    """What has to be done before: the pre-training; from scratch, for probes, the run whose weights were fresh."""
+def _prerequisite(row: Row, job: Job) -> Job | None:
+    """The job that must be finished first: the pre-training; from scratch, the run whose fresh encoder is probed."""
     if row.pretrain is not None:
         return None if job is row.pretrain else row.pretrain
     return row.finetunes[0] if job is row.probes else None
 
 
 def is_done(job: Job) -> bool:
-    """Whether a job has left its result."""
-    if job.module == "evaluate":
+    """Whether a job is finished."""
+    if job.command_name == "evaluate":
         return job.place.is_file()
     return read_summary(job.place).get("state") == "finished"
 
 
-def chosen(row: Row) -> Job | None:
-    """The evaluation of the fine-tuning that is best on the validation images; of equals the first; None before."""
+def best_classifier(row: Row) -> Job | None:
+    """The evaluation of the fine-tuning that is best on validation images, the first of equals; None before all end."""
     if not all(is_done(job) for job in row.finetunes):
         return None
     accuracies = [best_accuracy(job) for job in row.finetunes]
@@ -89,13 +88,13 @@ def chosen(row: Row) -> Job | None:
 
 
 def best_accuracy(finetune: Job) -> float:
-    """The highest validation accuracy of a run: that of the checkpoint that is evaluated."""
+    """The highest validation accuracy of a run, which is that of its `best.ckpt`."""
     with open(finetune.place / "metrics.csv") as table:
         return max((float(line["val/acc1"]) for line in csv.DictReader(table) if line.get("val/acc1")), default=0.0)
 
 
 def seconds_of(job: Job, folder: Path) -> float | None:
-    """Wall time of a job over all attempts; None if it was never run."""
+    """Wall time of a job over all attempts; None if it never ran."""
     try:
         return float(json.loads(_record(job, folder).read_text())["seconds"])
     except FileNotFoundError:
@@ -103,15 +102,15 @@ def seconds_of(job: Job, folder: Path) -> float | None:
 
 
 def _record(job: Job, folder: Path) -> Path:
-    return folder / "logs" / f"{job.place.stem}-{job.module}.json"
+    return folder / "logs" / f"{job.place.name.removesuffix('.json')}-{job.command_name}.json"
 
 
 class _Runner:
-    """Runs one job after another, and hands signals on to the one that runs."""
+    """Runs one job after another, and passes a request to stop to the one that runs."""
 
     def __init__(self, folder: Path, failures: dict[str, str]) -> None:
         self.folder, self.failures = folder, failures
-        self.is_asked_to_stop = False
+        self.stop_requested = False
         self.process: subprocess.Popen[bytes] | None = None
         self._before: dict[int, object] = {}
 
@@ -122,8 +121,7 @@ class _Runner:
         except BlockingIOError:
             self.lock.close()
             raise UserError(
-                f"out={self.folder}: a comparison is at work there, or a job that has outlived one: wait "
-                "until it has ended, or end it"
+                f"out={self.folder}: a comparison, or a job that outlived one, works there: wait, or stop it"
             ) from None
         except OSError:  # a file system without locks
             _log.debug("%s cannot be locked", self.folder)
@@ -138,38 +136,37 @@ class _Runner:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.is_asked_to_stop = True
-        self._hand_on()
+        self.stop_requested = True
+        self._stop_job()
 
-    def _hand_on(self) -> None:
+    def _stop_job(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def __call__(self, job: Job, place: str) -> None:
         if is_done(job):
-            _log.info("%s %s: done before", place, job.name)
+            _log.info("%s %s: already finished", place, job.name)
             return
-        if self.is_asked_to_stop:  # between two jobs
+        if self.stop_requested:  # between two jobs
             raise Stopped
         _log.info("%s %s", place, job.name)
-        log = self.folder / "logs" / f"{job.place.stem}-{job.module}.log"
+        log = _record(job, self.folder).with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with open(log, "ab") as output:
-            # a session of its own: Ctrl-C in a terminal reaches this process alone, which hands it on once
+            # its own session: Ctrl-C in a terminal reaches only this process, which passes it on once
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"vitmae.{job.module}", *_arguments(job)],
+                [sys.executable, "-m", f"vitmae.{job.command_name}", *_arguments(job)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=dict(os.environ),
                 pass_fds=[self.lock.fileno()],
             )
-            if self.is_asked_to_stop:  # while it was being started
-                self._hand_on()
+            if self.stop_requested:  # while it was being started
+                self._stop_job()
             code = self.process.wait()
         _add_seconds(_record(job, self.folder), time.perf_counter() - start)
-        if self.is_asked_to_stop or code == INTERRUPTED:
+        if self.stop_requested or code == INTERRUPTED:
             raise Stopped
         if code != 0:
             self.failures[job.place.name] = _reason(log, code)
@@ -177,23 +174,24 @@ class _Runner:
 
 
 def _reason(log: Path, code: int) -> str:
-    """Why a job failed: what it said last, unless it was killed and could say nothing."""
+    """Why a job failed: its last line, unless a signal killed it."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}" + ", perhaps for want of memory" * (code == -signal.SIGKILL)
+        cause = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{cause}"
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("error: ") if lines else f"ended with {code}"
 
 
 def _arguments(job: Job) -> list[str]:
-    """The job's words; of a run that was begun, those that go on with it."""
-    if job.module == "evaluate" or not job.place.exists():
+    """The job's words; to resume a run that has a checkpoint, `ckpt=`."""
+    if job.command_name == "evaluate" or not job.place.exists():
         return job.arguments
     if (job.place / "checkpoints" / "last.ckpt").exists():
-        return [f"ckpt={job.place}"]
+        return [*job.reach, f"ckpt={job.place}"]
     number = 1
     while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
         number += 1
-    job.place.rename(aside)  # it had not come to its first checkpoint
+    job.place.rename(aside)  # it stopped before its first checkpoint
     return job.arguments
 
 

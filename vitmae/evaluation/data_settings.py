@@ -1,14 +1,11 @@
 """Which images an evaluation sees: the run's own, or another set, at the checkpoint's size and channels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vitmae.classes import check_classes
-from vitmae.config import choices_of, did_you_mean, load_choice
 from vitmae.errors import UserError
 from vitmae.weights.saved import Saved, find_saved, read_saved
 
@@ -53,21 +50,12 @@ def of_run(saved: Saved, trust: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def of_choice(choice: str, trained: dict[str, Any]) -> dict[str, Any]:
-    """The `data` settings of a choice of the group, with the size, channels and statistics of those of a run.
+def seen_as(data: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` settings of another set, with the size, channels and statistics that a checkpoint was trained with.
 
     Args:
-        choice: such as ``folder``.
+        data: of the other set.
         trained: see `of_run`.
-
-    Raises:
-        UserError: there is no such choice.
     """
-    options = choices_of("data")
-    if choice not in options:
-        near = did_you_mean(f"data={choice}", [f"data={option}" for option in options])
-        raise UserError(f"unknown choice data={choice}{near} (there are {', '.join(options)})")
-    node = OmegaConf.create({"data": load_choice("data", choice).data, "seed": trained["seed"]})
-    settings: Any = OmegaConf.to_container(node, resolve=True)
     same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats", "drop_last")}
-    return {**settings["data"], **same}
+    return {**data, **same}

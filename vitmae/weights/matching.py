@@ -61,8 +61,8 @@ def fit(source: Source, model: nn.Module) -> list[Fit]:
     prefix = "backbone." if model is backbone else ""
     fixed = {prefix + name for name, _ in model.named_buffers()}
     there = _comparable(source, model)
-    table = backbone.state_dict()["vit.pos_embed"]
-    if table.shape[1] == backbone.num_patches:
+    table = backbone.state_dict().get("vit.pos_embed")  # a user's own backbone has other names
+    if table is not None and table.shape[1] == backbone.num_patches:
         there |= _tokens_with_positions(there, source, backbone)
     fits = []
     for key, tensor in model.state_dict().items():

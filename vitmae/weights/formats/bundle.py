@@ -47,7 +47,7 @@ def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
     """The content of model.json."""
     backbone = objective.backbone
     architecture: dict[str, Any] = {
-        "name": saved.settings["backbone"]["name"],
+        "name": saved.settings["backbone"].get("name", type(backbone).__name__),
         "img_size": list(backbone.img_size),
         "in_chans": backbone.in_chans,
         "patch_size": list(backbone.patch_size),

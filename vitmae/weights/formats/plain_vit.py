@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from vitmae.backbones.timm_vit import TimmViT
 from vitmae.errors import UserError
 
 _IN_BLOCK = re.compile(r"(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)$")
@@ -15,16 +16,28 @@ def cannot_hold(layout: str, reason: str, remedy: str = "export format=bundle, w
     return UserError(f"format={layout} cannot hold this model: {reason}; {remedy}")
 
 
+def require_timm_vit(backbone: Any, layout: str) -> None:
+    """Refuse a backbone of a user's own, which another library cannot build.
+
+    Raises:
+        UserError: it is not timm's.
+    """
+    if not isinstance(backbone, TimmViT):
+        raise cannot_hold(layout, f"its backbone is a {type(backbone).__name__}, not a ViT of timm")
+
+
 def require_plain_vit(backbone: Any, layout: str) -> None:
     """Refuse a backbone that is more than the ViT of https://arxiv.org/abs/2010.11929.
 
     Args:
-        backbone: a `TimmViT`.
+        backbone: of the model.
         layout: the format's name, for the message.
 
     Raises:
-        UserError: it is a hybrid, has no CLS token or more than that, another block or another activation.
+        UserError: it is not timm's, or it is a hybrid, has no CLS token or more than that, another block or another
+            activation.
     """
+    require_timm_vit(backbone, layout)
     vit = backbone.vit
     if backbone.is_hybrid:
         raise cannot_hold(layout, "its patches come from a ResNet", "export format=timm or format=bundle")

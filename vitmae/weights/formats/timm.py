@@ -18,7 +18,7 @@ from torch import Tensor
 from vitmae.errors import UserError
 from vitmae.tensor_files import read_file, read_json
 from vitmae.tokens.patches import Size, pair
-from vitmae.weights.formats.plain_vit import require_encoder_only
+from vitmae.weights.formats.plain_vit import require_encoder_only, require_timm_vit
 from vitmae.weights.saved import Saved
 from vitmae.weights.source import ENCODER, Source, from_timm, not_fetched, published_license, translate, without_prefix
 
@@ -110,6 +110,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         UserError: timm has no such model.
     """
     backbone = objective.backbone
+    require_timm_vit(backbone, "timm")
     is_classifier = objective.published_as == "vit_classifier"
     if not is_classifier:
         require_encoder_only(saved.objective, what, "timm")
