@@ -67,8 +67,8 @@ def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] 
 
 def unlisted_classes(settings: Mapping[str, Any]) -> list[str]:
     """The full names that `trust` must hold, for a file with these settings to be built."""
-    found = (value for place, key, value in _walk(settings) if key == "_target_" and not _is_listed(place, value))
-    return [str(name) for name in dict.fromkeys(found)]
+    found = (str(value) for place, key, value in _walk(settings) if key == "_target_" and not _is_listed(place, value))
+    return list(dict.fromkeys(found))
 
 
 def _walk(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
