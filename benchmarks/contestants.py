@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitmae.backbones.backbone import use_fused_attention
+from vitmae.backbones.blocks import choose_kernels
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.batch import Batch
 from vitmae.models.mae import MAE
@@ -104,7 +104,7 @@ class Ours(nn.Module):
     def __init__(self, objective: Objective, *, bf16: bool) -> None:
         super().__init__()
         self.objective = objective
-        use_fused_attention(objective, not bf16)
+        choose_kernels(objective, in_cpu_bf16=bf16)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch."""

@@ -170,11 +170,11 @@ def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]
     Returns:
         Where they are from and under which licence, for the checkpoints.
     """
-    from vitmae.weights.load import load_weights
-
     facts: dict[str, Any] = {}
     for part, module in (("model", objective), ("backbone", objective.backbone)):
         if (source := settings[part].get("weights")) is not None:
+            from vitmae.weights.load import load_weights
+
             report = load_weights(module, source, min_match=settings["weights_min_match"], trust=settings["trust"])
             _log.info("%s", report)
             facts |= report.origin

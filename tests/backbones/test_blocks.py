@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.models.parts import batch, objective, tiny_backbone
 from vitmae.backbones import cpu_bf16
 from vitmae.backbones.backbone import use_fused_attention
-from vitmae.backbones.blocks import Block, SelfAttention, adopt_blocks, read_tokens
+from vitmae.backbones.blocks import Block, SelfAttention, adopt_blocks, choose_kernels, read_tokens
 from vitmae.backbones.cpu_bf16 import Linear, linear, replace_linear_layers
 from vitmae.errors import UserError
 from vitmae.randomness import seed
@@ -203,6 +203,18 @@ def test_a_block_asked_for_some_tokens_gives_these_rows_and_their_gradients(sett
     assert some[0].shape == (2, 3, 32)
     for a, b in zip(whole, some, strict=True):
         assert (a - b).norm() <= tolerance * a.norm()
+
+
+@pytest.mark.parametrize("kind", ["mae", "masked_patch", "vit"])
+def test_kernels_for_bf16_are_in_the_path_of_a_run_in_bf16_on_a_processor_alone_and_never_in_a_head(kind):
+    model = objective(kind)
+    before = [(name, id(parameter)) for name, parameter in model.named_parameters()]
+    choose_kernels(model, in_cpu_bf16=False)
+    assert not any(isinstance(part, Linear) for part in model.modules())
+    choose_kernels(model, in_cpu_bf16=True)
+    with_kernel = {name.split(".")[0] for name, part in model.named_modules() if isinstance(part, Linear)}
+    assert with_kernel == ({"backbone", "decoder"} if kind == "mae" else {"backbone"})
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == before
 
 
 def test_what_is_not_read_is_not_computed():

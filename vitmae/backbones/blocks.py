@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitmae.backbones import cpu_bf16
+from vitmae.backbones.backbone import use_fused_attention
 from vitmae.errors import UserError
 from vitmae.tokens.patches import gather_tokens
 from vitmae.torch_internals import has_forward_hooks
@@ -27,6 +28,23 @@ def adopt_blocks(blocks: nn.Sequential) -> None:
     for name, block in blocks.named_children():
         if type(block) is timm_layers.Block and type(block.attn) is timm_layers.Attention:
             setattr(blocks, name, Block(block))
+
+
+def choose_kernels(model: nn.Module, *, in_cpu_bf16: bool) -> None:
+    """Compute with what is fast: the same numbers up to rounding, another speed.
+
+    In bf16 on a processor that is an explicit softmax and the linear layers of `vitmae.backbones.cpu_bf16`, in each
+    part of the model that holds transformer blocks; elsewhere torch's fused attention and torch's linear layers.
+
+    Args:
+        model: an objective or a backbone.
+        in_cpu_bf16: whether it computes in bf16 on a processor.
+    """
+    use_fused_attention(model, not in_cpu_bf16)
+    if in_cpu_bf16:
+        for part in model.children():
+            if any(isinstance(module, Block) for module in part.modules()):
+                cpu_bf16.replace_linear_layers(part)
 
 
 class SelfAttention(nn.Module):

@@ -43,6 +43,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., E)."""
+        if torch.compiler.is_compiling() or x.shape[:-1].numel() * self.out_features < _LARGE:
+            return F.linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)
 
 
@@ -60,7 +62,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def has_fast_attention(x: Tensor) -> bool:
     """Whether `attention` is the faster way for an input (B, T, D)."""
-    return _in_bf16_on_cpu(x) and x.numel() >= _LARGE
+    return not torch.compiler.is_compiling() and x.numel() >= _LARGE and _in_bf16_on_cpu(x)
 
 
 def attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, init_xavier, patch_length
 from vitmae.backbones.blocks import adopt_blocks, read_tokens
-from vitmae.backbones.cpu_bf16 import linear, replace_linear_layers
+from vitmae.backbones.cpu_bf16 import linear
 from vitmae.backbones.macs import blocks_macs, convolution_macs
 from vitmae.errors import UserError
 from vitmae.limits import check_arguments
@@ -73,7 +73,6 @@ class TimmViT(Backbone):
         dropout = {"pos_drop_rate": drop_rate, "proj_drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         self.vit = _create(name, self.img_size, in_chans, {k: v for k, v in shape.items() if v is not None} | dropout)
         adopt_blocks(self.vit.blocks)
-        replace_linear_layers(self.vit)
         self.grad_checkpointing = grad_checkpointing
         self.is_hybrid = hasattr(self.vit.patch_embed, "backbone")
         self.grid_size = pair(self.vit.patch_embed.grid_size)

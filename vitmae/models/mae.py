@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vitmae.backbones.backbone import Backbone, all_ids, init_xavier, patch_length
 from vitmae.backbones.blocks import adopt_blocks, read_tokens
-from vitmae.backbones.cpu_bf16 import replace_linear_layers
 from vitmae.backbones.macs import blocks_macs
 from vitmae.batch import Batch
 from vitmae.errors import UserError
@@ -258,7 +257,6 @@ class Decoder(nn.Module):
         self.norm = norm_layer(embed_dim)
         self.pred = nn.Linear(embed_dim, patch_length(backbone))
         adopt_blocks(self.blocks)
-        replace_linear_layers(self)
 
     def forward(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
         """Predict the patches at `ids`: latent (B, prefix + n, D), ids (B, k) -> (B, k, P).

@@ -15,8 +15,8 @@ from timm.models import vision_transformer as timm_layers
 from torch import Tensor
 
 from vitmae.allocator import keep_freed_memory
-from vitmae.backbones.backbone import Backbone, use_fused_attention
-from vitmae.backbones.blocks import Block
+from vitmae.backbones.backbone import Backbone
+from vitmae.backbones.blocks import Block, choose_kernels
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.randomness import seed
@@ -89,9 +89,9 @@ class Objective(LightningModule, ABC):
         return images * self.std + self.mean
 
     def setup(self, stage: str) -> None:
-        """Pick the attention (see `Backbone.use_fused_attention`) and the allocator's ways that are fast here."""
+        """Choose the kernels and the allocator's ways that are fast here."""
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        use_fused_attention(self, not (on_cpu and "bf16" in str(self.trainer.precision)))
+        choose_kernels(self, in_cpu_bf16=on_cpu and "bf16" in str(self.trainer.precision))
         if on_cpu:
             keep_freed_memory()
 

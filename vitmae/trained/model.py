@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitmae.allocator import keep_freed_memory
-from vitmae.backbones.backbone import use_fused_attention
+from vitmae.backbones.blocks import choose_kernels
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.models.protocols import Classifies, Reconstructs, declared
@@ -88,7 +88,7 @@ class Model:
         self.preprocess = Preprocessing(self.img_size, self.backbone.in_chans, seen.crop_pct)
         self.precision = str(resolve_precision(precision, device.type))
         self.autocast = torch.bfloat16 if self.precision == "bf16-mixed" else None
-        use_fused_attention(self.objective, device.type != "cpu" or self.autocast is None)
+        choose_kernels(self.objective, in_cpu_bf16=device.type == "cpu" and self.autocast is not None)
         if device.type == "cpu":
             keep_freed_memory()
 
