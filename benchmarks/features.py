@@ -24,6 +24,7 @@ from benchmarks.measure import (
     show,
     start_with_large_pages,
 )
+from vitmae.backbones.backbone import use_fused_attention
 from vitmae.batch import Batch
 from vitmae.probes import knn
 from vitmae.probes.features import extract
@@ -44,7 +45,7 @@ def extraction(quick: bool, batch: int, rounds: int) -> dict[str, Any]:
         return images.float().sub(114.75).div(57.4)
 
     def encode(autocast: torch.dtype | None) -> None:
-        ours.use_fused_attention(autocast is None)
+        use_fused_attention(ours, autocast is None)
         extract(ours, [given], normalize, autocast=autocast)
 
     def by_timm() -> None:

@@ -1,4 +1,4 @@
-"""Which images of a set: a share of each class, as a function of the seed."""
+"""Some images of a split, and the choice of a share of each class by a seed."""
 
 from typing import NamedTuple
 
@@ -39,26 +39,26 @@ def divide(part: Part, fraction: float, seed: int, purpose: str) -> tuple[Part, 
         part: the images.
         fraction: in [0, 1].
         seed: of the choice.
-        purpose: a word that gives another choice with the same seed.
+        purpose: part of the key, so that two purposes choose differently with one seed.
     """
     chosen = _standing(part.labels, seed, purpose) <= fraction
     return Part(part.images, part.indices[chosen]), Part(part.images, part.indices[~chosen])
 
 
 def at_most(part: Part, limit: int | None, seed: int, purpose: str) -> Part:
-    """``limit`` images in the order of ``part``, the classes in the proportions that they have there; None: all."""
+    """``limit`` images in the order of ``part``, each class in its proportion; None: all images."""
     first = _standing(part.labels, seed, purpose).argsort(stable=True)[:limit]
     return Part(part.images, part.indices[first.sort().values])
 
 
 def fingerprint(part: Part) -> str:
-    """A key that changes with the images, their order and their labels; at most a thousand files are read."""
+    """A hash that changes with the images, their order and their labels; at most a thousand files are read."""
     sample = torch.linspace(0, len(part.images) - 1, min(len(part.images), _MOST_LOOKED_AT)).long().tolist()
     return digest(part.images.fingerprint(sample), part.indices.numpy().data, part.labels.numpy().data)
 
 
 def _standing(labels: Tensor, seed: int, purpose: str) -> Tensor:
-    """How far from the front each image stands in a random order of its class: labels (n,) -> (n,) in (0, 1)."""
+    """The place of each image in a random order of its class: labels (n,) -> (n,) in (0, 1), from first to last."""
     standing = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
