@@ -17,7 +17,7 @@ from vitmae.errors import UserError
 
 
 class Echo:
-    """A reader that hands over what it was asked for."""
+    """A reader that returns what was requested."""
 
     def __getitem__(self, request):
         return torch.from_numpy(request.indices.copy())

@@ -27,7 +27,7 @@ def digest(*parts: object) -> str:
 
 
 def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
-    """The cached result of a key; if there is none yet, compute and cache it.
+    """The cached result of a key; if it is missing, compute and cache it.
 
     Args:
         kind: a folder of the cache.

@@ -29,10 +29,7 @@ ABOUT, LEFT_OUT = "prepared.json", "left_out.txt"
 Outcome = Literal["shrunk", "copied", "there already", "left out"]
 
 _MODES = frozenset(["L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])  # 8 bits per channel
-_INDEXED = {
-    "P": ("RGB", "RGBA"),
-    "1": ("L", "LA"),
-}  # resized in these modes, without and with transparency
+_INDEXED = {"P": ("RGB", "RGBA"), "1": ("L", "LA")}  # resized in these modes: without, with transparency
 _FORMATS = frozenset(["JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
 _GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 if the result has at least so many times the final size
 
@@ -184,9 +181,8 @@ def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
 
 def _can_shrink(image: Image.Image, how: Shrinking) -> bool:
     """Whether the image is larger than ``how.short_side``, and loses nothing but pixels when it is resized."""
-    frames = (
-        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    )  # the other frames of a phone's MPO are previews
+    # the other frames of a phone's MPO are previews
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     is_known = image.format in _FORMATS and (image.mode in _MODES or image.mode in _INDEXED)
     return is_known and frames == 1 and min(image.size) > how.short_side
 

@@ -41,7 +41,7 @@ class Leaf(NamedTuple):
     Attributes:
         name: as it is written on a command line.
         value: as it was set.
-        found: the value that took effect; `_MISSING` if there is none.
+        found: the value that took effect; `_MISSING` if nothing was found.
         part: the object that was built from the setting's node.
         reason: why the setting has no effect; None if it must have one.
     """
