@@ -87,7 +87,7 @@ def told(settings, part, given=(), idle=()):
     ("setting", "said"),
     [
         ({"rate": 0.5}, None),
-        ({"rate": 0.4}, "model.rate=0.4 became 0.5: set it to 0.5, or make it count"),
+        ({"rate": 0.4}, "model.rate=0.4 became 0.5: set it to 0.5"),
         ({"size": 8}, None),
         ({"size": [8, 8]}, None),
         ({"size": [8, 9]}, "model.size=[8, 9] became (8, 8)"),

@@ -14,13 +14,13 @@ import torch
 from annotated_types import Ge, Gt, Le
 from lightning import LightningDataModule
 
+from vitmae.data.arguments import image_size, plain, training_view
 from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest
 from vitmae.data.loader import Loader, Requests
 from vitmae.data.part_loader import PartLoaders
 from vitmae.data.parts import SPLIT_SEED, make_parts
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
-from vitmae.data.settings import image_size, plain, training_view
 from vitmae.data.splits import Paths, Source
 from vitmae.data.subsets import Part, at_most, fingerprint
 from vitmae.errors import UserError

@@ -140,7 +140,7 @@ def check(leaf: Leaf, is_given: bool) -> None:
     if leaf.value is None or leaf.value == "auto" or _same(leaf.value, leaf.found):
         return
     outcome = "has no effect" if leaf.found is None else f"became {leaf.found}"
-    raise UserError(f"{shown} {outcome}: set it to {'null' if leaf.found is None else leaf.found}, or make it count")
+    raise UserError(f"{shown} {outcome}: set it to {'null' if leaf.found is None else leaf.found}")
 
 
 def _same(value: Any, found: Any) -> bool:

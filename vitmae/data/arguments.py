@@ -1,4 +1,4 @@
-"""Settings of the data that depend on each other, checked together."""
+"""Arguments of the data module that depend on each other, checked together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
