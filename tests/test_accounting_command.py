@@ -91,7 +91,7 @@ def test_images_without_labels_leave_the_probe_without_effect_and_say_so_if_it_i
     words = ["data=folder", "data.path=photos/all", "data.img_size=32", "backbone=vit_tiny_cifar"]
     done = train(*words)
     assert done.code == 2
-    assert "probe.images=50 reaches nothing: these images have no labels" in done.err
+    assert "probe.images=50 has no effect: these images have no labels" in done.err
 
 
 @pytest.mark.parametrize("node", IGNORING)
@@ -101,20 +101,20 @@ def test_a_setting_that_a_class_ignores_is_found_in_every_node(train, node):
     done = train(f"{word}={__name__}.{part.__name__}", f"+{node}.ignored=3")
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert f"{node}.ignored reached nothing: {part.__name__} has no attribute ignored" in done.err
+    assert f"{node}.ignored has no effect: {part.__name__} has no attribute ignored" in done.err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.val_fraction=0.4"], "data.val_fraction=0.4 reaches nothing: the set has validation images of its own"),
-        (["weights_min_match=0.1"], "weights_min_match=0.1 reaches nothing: no weights are loaded"),
+        (["data.val_fraction=0.4"], "data.val_fraction=0.4 has no effect: the set has validation images of its own"),
+        (["weights_min_match=0.1"], "weights_min_match=0.1 has no effect: no weights are loaded"),
         (["+foo=bar"], "unknown setting foo"),
         (
             ["+checkpoint.every_n_step=5"],
             "unknown setting checkpoint.every_n_step: did you mean checkpoint.every_n_steps?",
         ),
-        (["+trainer.plugins=[]"], "trainer.plugins reached nothing: the run sets it itself"),
+        (["+trainer.plugins=[]"], "trainer.plugins has no effect: the run sets it itself"),
         (["seed=-1"], "seed=-1: must be ≥ 0"),
         (["weights_min_match=2"], "weights_min_match=2: must be ≥ 0 and ≤ 1"),
         (["compile=maybe"], "compile=maybe: must be true or false"),
@@ -129,7 +129,7 @@ def test_a_setting_that_reaches_nothing_here_is_one_line(train, photos, words, s
 
 def test_a_set_that_is_nowhere_refuses_a_path_and_a_set_without_files_what_is_for_files(train):
     assert "data.path=x: digits come with scikit-learn" in train("+data.path=x").err
-    assert "data.on_error=skip reaches nothing: the set has no files" in train("+data.on_error=skip").err
+    assert "data.on_error=skip has no effect: the set has no files" in train("+data.on_error=skip").err
 
 
 def test_a_resumed_run_is_held_to_what_its_command_line_gives(train, capsys):
@@ -139,7 +139,7 @@ def test_a_resumed_run_is_held_to_what_its_command_line_gives(train, capsys):
     done = run_command(main, *resumed, "weights_min_match=0.5", capsys=capsys)
     assert (done.code, "a resumed run has its weights" in done.err) == (2, True)
     done = run_command(main, *resumed, "name=other", capsys=capsys)
-    assert (done.code, "name=other reaches nothing: the run keeps its name, mae-digits" in done.err) == (2, True)
+    assert (done.code, "name=other has no effect: the run keeps its name, mae-digits" in done.err) == (2, True)
     assert run_command(main, *resumed, capsys=capsys).code == 0
 
 
@@ -157,4 +157,4 @@ def test_of_two_processes_the_first_speaks(train, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    assert "weights_min_match=0.1 reaches nothing" in done.stderr
+    assert "weights_min_match=0.1 has no effect" in done.stderr

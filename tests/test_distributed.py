@@ -1,5 +1,6 @@
-"""Two processes are one process with twice the batch: the same samples, the same masks, the same weights."""
+"""Two processes are one process with twice the batch: the same samples, masks, weights and held-out values."""
 
+import json
 import os
 import subprocess
 import sys
@@ -31,14 +32,15 @@ def run(folder, *overrides):
         command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True), metrics
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mae", "masked_patch", "vit"])
 def test_two_processes_equal_one_process_with_twice_the_batch(model, tmp_path):
-    one = run(tmp_path / "one", f"model={model}", "trainer=cpu", "data.batch_size=32")
-    two = run(
+    one, one_metrics = run(tmp_path / "one", f"model={model}", "trainer=cpu", "data.batch_size=32")
+    two, two_metrics = run(
         tmp_path / "two",
         f"model={model}",
         "trainer=ddp",
@@ -49,3 +51,6 @@ def test_two_processes_equal_one_process_with_twice_the_batch(model, tmp_path):
     assert one["global_step"] == two["global_step"] == 4
     for name, weight in one["state_dict"].items():
         assert torch.allclose(weight, two["state_dict"][name], atol=2e-6), name
+    held_out = {name: value for name, value in one_metrics.items() if name.startswith("val/")}
+    assert "val/loss" in held_out
+    assert {name: two_metrics[name] for name in held_out} == pytest.approx(held_out, rel=1e-4)

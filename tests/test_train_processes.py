@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from vitmae.config import config_dir
+from vitmae.training.loggers import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,21 @@ def test_ranks_that_torchrun_starts_share_one_run():
     assert code == 0, err
     assert weights(only("2*/*"))["global_step"] == 2
     assert out.count("held-out loss") == 1
+
+
+def test_the_logged_speed_counts_the_images_of_all_processes(tmp_path):
+    ticking = tmp_path / "ticking.py"
+    ticking.write_text(
+        "import itertools, sys, types\n"
+        "from vitmae import train\n"
+        "from vitmae.training import step_log\n"
+        "step_log.time = types.SimpleNamespace(perf_counter=itertools.count().__next__)\n"  # a second at each look
+        "sys.exit(train.main())\n"
+    )
+    code, _, err = end(start("trainer.max_steps=2", "trainer.log_every_n_steps=1", starter=(str(ticking),)))
+    assert code == 0, err
+    _, rows = read_metrics(only("2*/*") / "metrics.csv")
+    assert [row["train/images_per_s"] for row in rows if row["train/images_per_s"]] == ["64", "64"]
 
 
 def test_each_job_of_a_sweep_starts_its_own_processes():

@@ -137,7 +137,7 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
         optimizer = create_optimizer_v2(groups, opt=recipe.name, lr=groups[-1]["lr"], weight_decay=0.0, **settings)
     for name, value in given.items():
         if value is not None and name not in optimizer.param_groups[0]:
-            raise UserError(f"model.optimizer.{name} reaches nothing: {recipe.name} has no {name}, set it to null")
+            raise UserError(f"model.optimizer.{name} has no effect: {recipe.name} has no {name}, set it to null")
     return optimizer
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from tests.models.parts import tiny_backbone
+from vitmae.backbones.backbone import use_fused_attention
 from vitmae.backbones.timm_vit import TimmViT
 from vitmae.errors import UserError
 from vitmae.tokens.positions import sincos_positions
@@ -95,7 +96,7 @@ def test_explicit_and_fused_attention_give_the_same_numbers():
     images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
     results = []
     for fused in (True, False):
-        backbone.use_fused_attention(fused)
+        use_fused_attention(backbone, fused)
         assert all(block.attn.fused_attn is fused for block in backbone.vit.blocks)
         results.append(backbone(images))
     assert torch.allclose(*results, atol=1e-12)

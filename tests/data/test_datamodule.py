@@ -130,9 +130,9 @@ def test_evaluation_crops_nothing_at_random(photos, which):
 
 def test_reading_batches_leaves_the_images_in_memory_unchanged():
     data = prepared(**MEMORY)
-    before = data._train.images.images.clone()
+    before = data.parts.train.images.images.clone()
     list(data.train_dataloader())
-    assert torch.equal(data._train.images.images, before)
+    assert torch.equal(data.parts.train.images.images, before)
 
 
 def test_memory_and_files_show_the_same_pictures(tmp_path):
@@ -142,11 +142,11 @@ def test_memory_and_files_show_the_same_pictures(tmp_path):
         (tmp_path / str(number % 2) / f"{number:02}.png").write_bytes(encode(image))
     settings = FILES | {"path": str(tmp_path), "batch_size": 2, "img_size": 24}
     in_memory = prepared(**settings)
-    assert in_memory._train.images.__class__.__name__ == "MemoryImages"
+    assert in_memory.parts.train.images.__class__.__name__ == "MemoryImages"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intake, "LARGEST_SIDE", 16)
         from_files = prepared(**settings)
-    assert from_files._train.images.__class__.__name__ == "FileImages"
+    assert from_files.parts.train.images.__class__.__name__ == "FileImages"
     for ours, theirs in zip(joined(in_memory.train_dataloader()), joined(from_files.train_dataloader()), strict=True):
         if isinstance(ours, torch.Tensor) and ours.ndim == 4:
             assert (ours.int() - theirs.int()).abs().max() <= 2
@@ -177,7 +177,7 @@ def test_arrays_of_twelve_channels_go_the_same_way(tmp_path):
 
 def test_measured_statistics_are_those_of_the_training_pixels():
     data = prepared(**MEMORY, stats="auto")
-    pixels = data._train.images.images.double() / 255
+    pixels = data.parts.train.images.images.double() / 255
     assert data.mean == pytest.approx([pixels.mean().item()], abs=1e-9)
     assert data.std == pytest.approx([pixels.std(unbiased=False).item()], abs=1e-9)
 
@@ -221,17 +221,17 @@ def test_a_set_without_change_has_a_deviation_that_can_be_divided_by(tmp_path):
 )
 def test_photographs_are_cropped_by_a_seventh_eighth_at_usual_sizes(photos, settings, kept):
     data = prepared(**FILES | {"path": str(photos), "stats": {"mean": [0.5] * 3, "std": [0.5] * 3}} | settings)
-    assert data._loader(data._val, [], training=False).reader.reader.view.crop_pct == kept
+    assert data.loaders.load(data.parts.val, []).reader.reader.view.crop_pct == kept
 
 
 def test_drawn_images_that_have_the_size_are_not_cropped():
     data = prepared(source=Shapes(16, 16, 16), img_size=96, in_chans=3, batch_size=8)
     images = next(iter(data.val_dataloader())).images
-    assert torch.equal(images, data._val.images.read(torch.arange(8)))
+    assert torch.equal(images, data.parts.val.images.read(torch.arange(8)))
 
 
 def test_a_set_in_memory_is_copied_to_a_device_once():
-    images = prepared(**MEMORY)._train.images
+    images = prepared(**MEMORY).parts.train.images
     assert images.to(torch.device("cpu")) is images
     moved = images.to(torch.device("meta"))
     assert moved.images.device.type == "meta"
@@ -256,26 +256,26 @@ def test_validation_images_are_not_trained_on_whatever_the_seeds():
     held_out, trained = (
         prepared(source=Digits(), img_size=8, in_chans=1, batch_size=8, seed=seed, val_fraction=0.2) for seed in (0, 1)
     )
-    assert numbers(held_out._val) == numbers(trained._val)
-    assert not numbers(held_out._val) & numbers(trained._train)
-    assert len(numbers(held_out._val) | numbers(held_out._train)) == 1437
+    assert numbers(held_out.parts.val) == numbers(trained.parts.val)
+    assert not numbers(held_out.parts.val) & numbers(trained.parts.train)
+    assert len(numbers(held_out.parts.val) | numbers(held_out.parts.train)) == 1437
 
 
 def test_a_fraction_takes_its_share_of_every_class_and_grows():
-    parts = {f: prepared(**MEMORY | {"batch_size": 1}, train_fraction=f)._train for f in (0.1, 0.3, 0.5, 1.0)}
+    parts = {f: prepared(**MEMORY | {"batch_size": 1}, train_fraction=f).parts.train for f in (0.1, 0.3, 0.5, 1.0)}
     for fraction, part in parts.items():
         assert part.labels.bincount().tolist() == [int(10 * fraction + 0.5)] * 4
     assert numbers(parts[0.1]) < numbers(parts[0.3]) < numbers(parts[0.5]) < numbers(parts[1.0])
 
 
 def test_a_fraction_is_a_function_of_the_seed():
-    one, same, other = (prepared(**MEMORY, train_fraction=0.5, seed=seed)._train for seed in (0, 0, 1))
+    one, same, other = (prepared(**MEMORY, train_fraction=0.5, seed=seed).parts.train for seed in (0, 0, 1))
     assert numbers(one) == numbers(same) != numbers(other)
 
 
 def test_validation_images_do_not_depend_on_the_training_fraction():
     settings = {"source": Digits(), "img_size": 8, "in_chans": 1, "batch_size": 8}
-    assert numbers(prepared(**settings)._val) == numbers(prepared(**settings, train_fraction=0.1)._val)
+    assert numbers(prepared(**settings).parts.val) == numbers(prepared(**settings, train_fraction=0.1).parts.val)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 8, 1000])
@@ -297,7 +297,7 @@ def test_some_of_a_sorted_set_are_of_every_class():
 def test_a_probe_looks_at_training_images_without_augmentation():
     train, _ = prepared(**MEMORY).probe_dataloaders()
     data = prepared(**MEMORY)
-    assert torch.equal(joined(train)[0], data._train.images.images)
+    assert torch.equal(joined(train)[0], data.parts.train.images.images)
 
 
 def test_the_key_of_some_images_tells_them_from_as_many_others():
@@ -333,7 +333,7 @@ def test_masks_come_with_the_images_they_are_of():
     data = prepared(**DRAWN)
     assert data.num_mask_classes == 9
     images, masks = zip(*data.evaluation_dataloader("val", masks=True), strict=True)
-    drawn, classes = data._val.images.render(torch.arange(16))
+    drawn, classes = data.parts.val.images.render(torch.arange(16))
     assert torch.equal(torch.cat([batch.images for batch in images]), drawn)
     assert torch.equal(torch.cat(masks), classes)
 

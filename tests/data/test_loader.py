@@ -17,7 +17,7 @@ from vitmae.errors import UserError
 
 
 class Echo:
-    """A reader that hands over what it was asked for."""
+    """A reader that returns what was requested."""
 
     def __getitem__(self, request):
         return torch.from_numpy(request.indices.copy())
@@ -129,7 +129,7 @@ def test_in_training_the_next_readable_image_takes_its_place_and_it_is_counted(s
         batches = list(data.train_dataloader())
         assert [len(batch.images) for batch in batches] == [4] * 3
         assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [6, 6]
-        assert data.skipped == 1
+        assert data.parts.num_skipped == 1
 
 
 def test_an_image_that_takes_anothers_place_brings_its_own_label(tmp_path):
@@ -153,7 +153,7 @@ def test_in_evaluation_it_is_left_out(spoilt):
     batches = list(data.val_dataloader())
     assert [len(batch.images) for batch in batches] == [3, 2]
     assert all(len(batch.images) == len(batch.labels) == len(batch.keys) for batch in batches)
-    assert data.skipped == 1
+    assert data.parts.num_skipped == 1
 
 
 def test_a_replacement_does_not_depend_on_the_workers(spoilt):

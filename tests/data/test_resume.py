@@ -1,4 +1,4 @@
-"""A run that goes on sees the batches that it would have seen, whenever and however it was stopped."""
+"""A resumed run has the batches of a run without a stop, whenever and however it was stopped."""
 
 from contextlib import suppress
 from types import SimpleNamespace

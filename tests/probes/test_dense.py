@@ -131,9 +131,9 @@ def test_bad_sets_are_refused():
         dense(train, val, SegmentedSet(test.features, test.masks[:, :4]))
     with pytest.raises(UserError, match="one mask, all of one size"):
         dense(SegmentedSet(train.features, train.masks[:5]), val, test)
-    with pytest.raises(UserError, match="no pixel of the masks counts"):
+    with pytest.raises(UserError, match="all pixels of the masks are 255"):
         dense(train, SegmentedSet(val.features, torch.full_like(val.masks, 255)), test)
     with pytest.raises(UserError, match="extract them with patches"):
         dense(SegmentedSet(Features({}, torch.zeros(60)), train.masks), val, test)
-    with pytest.raises(UserError, match="without their grid"):
+    with pytest.raises(UserError, match="have no grid size"):
         dense(SegmentedSet(Features({}, torch.zeros(60), train.features.patches), train.masks), val, test)

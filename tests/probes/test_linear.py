@@ -180,7 +180,7 @@ def test_bad_settings_are_refused():
         linear(part, part, part, sweep=replace(SWEEP, base_lrs=[]))
     with pytest.raises(UserError, match="fewer warm-up epochs"):
         linear(part, part, part, sweep=replace(SWEEP, epochs=5))
-    with pytest.raises(UserError, match="two training images"):
+    with pytest.raises(UserError, match="≥ 2 training images"):
         linear(part.subset(torch.tensor([0])), part, part)
     for sets in ((unlabelled, part, part), (part, unlabelled, part), (part, part, unlabelled)):
         with pytest.raises(UserError, match="have no label"):

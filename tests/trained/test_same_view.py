@@ -45,7 +45,7 @@ def test_a_file_has_the_features_that_evaluation_gives_it(tmp_path, crop_pct, pr
     data.prepare()
     model = Model(saved, CPU, precision)
     features = FeatureStore(model, data, tmp_path / "cache", limit=None, token_images=None)("train", patches=True)
-    paths = [data._train.images.name(index) for index in data._train.indices.tolist()]
+    paths = [data.parts.train.images.name(index) for index in data.parts.train.indices.tolist()]
     assert {path.split("/")[-3] for path in paths} == {"large", "exact"}
     for pooling, vectors in (*features.pooled.items(), ("patches", features.patches)):
         assert torch.equal(model.encode(paths, pooling, batch_size=data.batch_size), vectors)

@@ -95,7 +95,7 @@ def test_a_run_with_an_average_killed_anywhere_ends_as_if_it_had_not_been(tmp_pa
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
-    [((), (WeightAverage(0.9),), "begun without an average"), ((WeightAverage(0.9),), (), "has kept an average")],
+    [((), (WeightAverage(0.9),), "started without an average"), ((WeightAverage(0.9),), (), "has an average")],
 )
 def test_an_average_cannot_come_or_go_within_a_run(tmp_path, before, after, message):
     run = new_run(tmp_path)

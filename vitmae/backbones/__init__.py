@@ -1,1 +1,1 @@
-"""What encodes patches: `backbone.py` is the seam, `timm_vit.py` any timm ViT or hybrid behind it."""
+"""The encoder: `backbone.py` is its interface, `timm_vit.py` any timm ViT or hybrid."""

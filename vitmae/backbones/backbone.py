@@ -1,7 +1,6 @@
-"""The seam between a backbone and everything built on it.
+"""The interface of a backbone, the encoder of an objective.
 
-An objective, a probe or a figure knows a backbone by what is written here and by nothing else. A backbone has no
-head and no mask token.
+Objectives, probes and figures use a backbone only through this interface. A backbone has no head and no mask token.
 
 Shapes: B batch, C channels, H W image, N = grid_h * grid_w patches, n chosen ones, D width, prefix tokens first
 (CLS, then registers).
@@ -56,7 +55,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def fix_positions(self) -> None:
-        """Replace learned positions by fixed 2-D sine-cosine ones, kept as a buffer."""
+        """Replace learned positions by fixed 2-D sine-cosine ones, in a buffer."""
 
     @abstractmethod
     def init_xavier(self) -> None:
@@ -64,26 +63,26 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def remove_norm(self) -> None:
-        """Take the final norm away, for a head that brings its own (a norm that nothing reads would not train)."""
+        """Remove the final norm, for a head with a norm of its own (a norm that the loss does not reach breaks DDP)."""
 
     @abstractmethod
     def patch_embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Project patches, and only those asked for: (B, C, H, W), ids (B, n) -> (B, n, D), no positions."""
+        """Project all patches, or those at `ids_keep` (B, n): (B, C, H, W) -> (B, n, D), without positions."""
 
     @abstractmethod
     def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D).
 
-        With `ids` (B, k), positions in the output, only these rows of it: (B, k, D). The last block computes no others.
+        With `ids` (B, k), it returns only these rows of the output, (B, k, D), and the last block computes only these.
         """
 
     @abstractmethod
     def macs(self, patches: int, read: int | None = None) -> int:
-        """Multiply-accumulates of one image: so many patches are projected and, with the prefix tokens, encoded.
+        """Multiply-accumulates of one image whose `patches` are projected and, with the prefix tokens, encoded.
 
         Args:
             patches: n.
-            read: how many tokens of the output are asked for (`ids` of `encode`); None: all.
+            read: how many tokens of the output are computed (`ids` of `encode`); None: all.
         """
 
     @abstractmethod
@@ -92,16 +91,16 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def first_parts(self, num_blocks: int) -> Sequence[nn.Module]:
-        """The modules that an image passes before block `num_blocks` (from 0), dropout included."""
+        """The modules before block `num_blocks` (from 0): embeddings, dropout and the first blocks."""
 
     def freeze(self, num_blocks: int | Literal["all"]) -> None:
-        """Keep the embeddings and the first blocks as they are: no gradient, no dropout, no drop path.
+        """Freeze the embeddings and the first blocks: no gradient, no dropout, no drop path.
 
         Args:
-            num_blocks: how many; 0 freezes nothing, the embeddings neither; all is the whole backbone, with its norm.
+            num_blocks: how many; 0 freezes nothing, not even the embeddings; all freezes everything, with the norm.
 
         Raises:
-            UserError: if there are not as many blocks.
+            UserError: the backbone has fewer blocks.
         """
         if num_blocks != "all" and not 0 <= num_blocks <= self.depth:
             raise UserError(
@@ -118,7 +117,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As any module's, but frozen parts stay in eval mode."""
+        """Set the mode of all modules; frozen ones stay in eval mode."""
         super().train(mode)
         for part in self._frozen:
             for module in part.modules():
@@ -126,15 +125,8 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Encode whole images, nothing hidden: (B, C, H, W) -> (B, prefix + N, D), or ids (B, k) -> (B, k, D)."""
+        """Encode images with nothing hidden: (B, C, H, W) -> (B, prefix + N, D), or the rows `ids` (B, k) of it."""
         return self.encode(self.patch_embed(images) + self.pos_embed, ids)
-
-    def use_fused_attention(self, fused: bool) -> None:
-        """Choose torch's fused attention kernel or an explicit softmax: the same numbers, another speed.
-
-        Measured: in bf16 on a CPU the explicit form is 1.3 to 1.9 times faster, on a GPU the fused one.
-        """
-        use_fused_attention(self, fused)
 
 
 def patch_length(backbone: Backbone) -> int:
@@ -143,7 +135,7 @@ def patch_length(backbone: Backbone) -> int:
 
 
 def all_ids(images: Tensor, backbone: Backbone) -> Tensor:
-    """Every patch position, for each image: (B, N), without a copy."""
+    """The positions of all patches, for each image: (B, N), without a copy."""
     return torch.arange(backbone.num_patches, device=images.device).expand(len(images), -1)
 
 
@@ -157,7 +149,11 @@ def init_xavier(module: nn.Module) -> None:
 
 
 def use_fused_attention(module: nn.Module, fused: bool) -> None:
-    """`Backbone.use_fused_attention` for any module that holds timm's attention layers."""
+    """Choose torch's fused attention kernel or an explicit softmax, in all attention layers inside a module.
+
+    Both compute the same. Measured: in bf16 on a CPU the explicit softmax is 1.3 to 1.9 times faster, on a GPU the
+    fused kernel is faster.
+    """
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = fused  # type: ignore[assignment]

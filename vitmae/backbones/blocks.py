@@ -1,8 +1,8 @@
-"""Transformer blocks that compute only the tokens that are read.
+"""Transformer blocks that can compute only some tokens of their output.
 
-What follows a model's last block reads some of its tokens: MAE's decoder predicts hidden patches, a classifier looks at
-CLS. timm's block computes all of them. `Block` takes over the parts of timm's block, under the same names and in the
-same order, and can be asked for some rows of its output.
+The layer after a model's last block often reads some tokens only: MAE's decoder predicts hidden patches, a classifier
+reads CLS. timm's block computes all tokens. `Block` has the parts of timm's block, under the same names and in the same
+order, and computes only the rows of its output that the caller names.
 
 Shapes: B batch, T tokens, k tokens that are read, D width, h heads, d width of a head.
 """
@@ -20,10 +20,10 @@ from vitmae.torch_internals import has_forward_hooks
 
 
 def adopt_blocks(blocks: nn.Sequential) -> None:
-    """Replace timm's plain blocks by `Block`; a block of another kind, or with another attention, stays.
+    """Replace timm's plain blocks by `Block`; other kinds of blocks, and blocks with another attention, stay.
 
     Raises:
-        UserError: this version of timm builds its plain block of parts that `Block` does not know.
+        UserError: the plain block of this version of timm has parts that `Block` does not know.
     """
     for name, block in blocks.named_children():
         if type(block) is timm_layers.Block and type(block.attn) is timm_layers.Attention:
@@ -48,13 +48,13 @@ def choose_kernels(model: nn.Module, *, in_cpu_bf16: bool) -> None:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parts of timm's `Attention`, on request for some queries only.
+    """Multi-head self-attention with the parts of timm's `Attention`, for all queries or only some.
 
     Args:
-        attention: the layer whose parts it takes over.
+        attention: the layer whose parts it uses.
 
     Attributes:
-        fused_attn: whether torch's fused kernel computes it, or an explicit softmax.
+        fused_attn: whether torch's fused kernel computes it; otherwise an explicit softmax.
     """
 
     def __init__(self, attention: timm_layers.Attention) -> None:
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         self.proj_drop = attention.proj_drop
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Each token looks at all: (B, T, D) -> (B, T, D), or with ids (B, k) only these tokens -> (B, k, D)."""
+        """Each token attends to all: (B, T, D) -> (B, T, D); with ids (B, k) only these tokens do -> (B, k, D)."""
         if ids is None and not self.fused_attn and cpu_bf16.has_fast_attention(x) and self._is_plain():
             attended = cpu_bf16.attention(self.qkv(x), self.num_heads, self.scale)  # (B, T, D)
             return self.proj_drop(self.proj(attended))
@@ -96,17 +96,17 @@ class SelfAttention(nn.Module):
         return self.proj_drop(self.proj(output))
 
     def _is_plain(self) -> bool:
-        """Whether there is nothing between the projections but softmax(q k^T) v, and nobody watches the weights."""
+        """Whether softmax(q k^T) v is all between the projections, and no hook reads the weights."""
         extras = (self.q_norm, self.k_norm, self.norm)
         watched = (self.training and self.attn_drop.p > 0) or has_forward_hooks(self.attn_drop)
         return self.gate is None and not watched and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
 class Block(nn.Module):
-    """Transformer block with the parts of timm's `Block`, on request for some tokens only.
+    """Transformer block with the parts of timm's `Block`, for all tokens or only some.
 
     Args:
-        block: the block whose parts it takes over.
+        block: the block whose parts it uses.
     """
 
     def __init__(self, block: timm_layers.Block) -> None:
@@ -120,14 +120,14 @@ class Block(nn.Module):
         self.ls2, self.drop_path2 = block.ls2, block.drop_path2
 
     def forward(self, x: Tensor, ids: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D), or with ids (B, k) -> (B, k, D), the same rows of it."""
+        """(B, T, D) -> (B, T, D), or with ids (B, k) only these rows of it -> (B, k, D)."""
         attended = self.attn(self.norm1(x), ids)  # (B, k, D)
         x = (x if ids is None else gather_tokens(x, ids)) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 def read_tokens(block: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
-    """The rows `ids` (B, k) of what a block makes of (B, T, D): (B, k, D), computing no more than that if it can."""
+    """The rows `ids` (B, k) of a block's output: (B, T, D) -> (B, k, D); a `Block` computes only these."""
     return block(x, ids) if isinstance(block, Block) else gather_tokens(block(x), ids)
 
 
@@ -140,7 +140,7 @@ _ATTENTION_PARTS = {
 
 
 def _check_parts(module: nn.Module, known: set[str]) -> None:
-    """Refuse a layer with a part or a setting that the forward pass here would leave out."""
+    """Refuse a layer with a part or a setting that the forward pass of this file does not use."""
     settings = {name for name in vars(module) if not name.startswith("_")} - {"training"}
     tensors = {name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
     unknown = (settings | tensors | {name for name, _ in module.named_children()}) - known

@@ -1,7 +1,7 @@
-"""Linear layers and attention in bf16 on a processor, where a step is bound by memory and not only by products.
+"""Linear layers and attention in bf16 on a processor, with fewer copies in memory than torch's.
 
-A linear layer adds its bias within the product, and attention copies queries, keys and values once instead of five
-times. In float32, on a GPU and when compiled, torch's own functions run.
+A linear layer adds its bias inside the matrix product, and attention copies queries, keys and values once instead of
+five times. In float32, on a GPU and when compiled, torch's own functions run.
 
 Shapes: B batch, T tokens, M rows of a batch, D width, E width of an output, h heads, d width of a head.
 """
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from vitmae.torch_internals import can_fuse_bias, linear_with_bias, softmax_backward
 
-_LARGE = 2**19  # values of an output, from where on the time saved is more than what Python takes for it
+_LARGE = 2**19  # values of an output; for fewer, Python takes more time than is saved
 _FUSES_BIAS = can_fuse_bias()
 
 
 def replace_linear_layers(module: nn.Module) -> None:
-    """Put a `Linear` with the same parameters in the place of each plain linear layer of torch inside a module."""
+    """Replace each plain linear layer of torch inside a module by a `Linear` with the same parameters."""
     for name, part in module.named_children():
         if type(part) is nn.Linear:
             setattr(module, name, Linear(part))
@@ -32,7 +32,7 @@ class Linear(nn.Linear):
     """torch's linear layer, computed by `linear`.
 
     Args:
-        layer: the layer whose parameters it takes over; no random number is drawn.
+        layer: the layer whose parameters it uses; no random number is drawn.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -49,19 +49,19 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What torch's `linear` computes: (..., D), weight (E, D), bias (E,) -> (..., E).
+    """The same as torch's `linear`: (..., D), weight (E, D), bias (E,) -> (..., E).
 
-    In bf16 on a processor torch writes the bias into the output first and reads it back in the product. oneDNN adds it
-    in passing, which is up to a fifth of the time of a narrow layer, and rounds once instead of twice.
+    In bf16 on a processor torch first writes the bias to the output and reads it again in the product. oneDNN adds the
+    bias inside the product: it saves up to a fifth of the time of a narrow layer, and rounds once instead of twice.
     """
-    # the size comes last: an exported graph holds for all sizes, so that there is none to ask for
+    # the size is checked last: while a graph is exported, the size is not known
     if not (_FUSES_BIAS and _in_bf16_on_cpu(x) and x.shape[:-1].numel() * len(weight) >= _LARGE):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.to(torch.bfloat16), weight, bias)
 
 
 def has_fast_attention(x: Tensor) -> bool:
-    """Whether `attention` is the faster way for an input (B, T, D)."""
+    """Whether `attention` is faster than torch's for an input (B, T, D)."""
     return not torch.compiler.is_compiling() and x.numel() >= _LARGE and _in_bf16_on_cpu(x)
 
 
@@ -71,7 +71,7 @@ def attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
 
 
 def _in_bf16_on_cpu(x: Tensor) -> bool:
-    """Whether a layer that is given this input computes in bf16 on a processor, and step by step."""
+    """Whether a layer computes in bf16 on a processor for this input, and is not compiled."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -80,9 +80,9 @@ def _in_bf16_on_cpu(x: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """`linear` in bf16. The backward pass rounds the weights a second time, which is cheaper than to keep them rounded.
+    """`linear` in bf16. The backward pass rounds the weights again, which is cheaper than to store the rounded ones.
 
-    The gradient of the bias is a product with ones, which reads once at full speed.
+    The gradient of the bias is a product with ones, which reads memory once, at full speed.
     """
 
     @staticmethod
@@ -104,7 +104,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """`attention`; only what the backward pass reads is kept."""
+    """`attention`; it stores only what the backward pass reads."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""The matrix products of one image, counted from the built modules: what a step must compute, whoever computes it.
+"""The matrix products of one image, counted from the built modules.
 
-Counted are the multiply-accumulates (MACs) of linear layers, attention and convolutions, and only those an objective
-needs: MAE projects its visible patches and predicts its hidden ones, and a last block computes only the tokens that
-are read (the published code does all of both, which is 2.5 % more for ViT-B/16, and 6.7 % for a classifier on its CLS
-token). Norms, GELU, softmax and the optimiser are not counted, although on some machines they take longer.
+The count includes the multiply-accumulates (MACs) of linear layers, attention and convolutions that an objective needs:
+MAE projects its visible patches and predicts its hidden ones, and a last block computes only the tokens that are read.
+The published code computes all of them: 2.5 % more for ViT-B/16, and 6.7 % more for a classifier on its CLS token. The
+count does not include norms, GELU, softmax and the optimiser, although on some machines they take longer.
 """
 
 import copy
@@ -17,9 +17,9 @@ from vitmae.backbones.blocks import Block
 
 
 def blocks_macs(blocks: nn.Sequential, tokens: int, read: int | None = None) -> int:
-    """MACs of transformer blocks on so many tokens, of which `read` are read in the end (None: all).
+    """MACs of transformer blocks on `tokens` tokens, of which `read` are computed by the last block (None: all).
 
-    Each token meets each matrix once, and in attention each other token twice.
+    Each token is multiplied by each matrix once, and in attention by each token twice.
     """
     total = 0
     for block in blocks:
@@ -30,7 +30,10 @@ def blocks_macs(blocks: nn.Sequential, tokens: int, read: int | None = None) -> 
 
 
 def unread_macs(last: nn.Module, tokens: int, read: int | None) -> int:
-    """What a last block saves if only `read` of its tokens are read: all but queries, keys and values of the others."""
+    """The MACs that a last block saves if it computes only `read` of its tokens.
+
+    Of the other tokens, it computes only queries, keys and values.
+    """
     if read is None or not isinstance(last, Block):
         return 0
     after = (last.attn.proj, last.mlp.fc1, last.mlp.fc2)

@@ -1,7 +1,7 @@
-"""Any VisionTransformer of timm, and its ResNet hybrids, behind the seam.
+"""Any VisionTransformer of timm, and its ResNet hybrids, as a `Backbone`.
 
-Only timm's public attributes are used: patch_embed, cls_token, reg_token, pos_embed, no_embed_class, pos_drop,
-norm_pre, blocks, norm.
+It uses timm's public attributes only: patch_embed, cls_token, reg_token, pos_embed, no_embed_class, pos_drop, norm_pre,
+blocks, norm.
 
 Shapes: B batch, C channels, H W image, N patches, n chosen ones, D width.
 """
@@ -37,17 +37,17 @@ class TimmViT(Backbone):
         name: a timm model name, such as ``vit_base_patch16_224`` or ``vit_base_patch14_reg4_dinov2``.
         img_size: side in pixels, or (height, width).
         in_chans: image channels.
-        patch_size: side in pixels, or (height, width); None as the name says. Hybrids have none of their own.
-        embed_dim: width; None as the name says.
-        depth: number of blocks; None as the name says.
-        num_heads: attention heads; None as the name says.
-        mlp_ratio: hidden width of the MLP over the width; None as the name says.
+        patch_size: side in pixels, or (height, width); None: that of the named model. A hybrid has that of its ResNet.
+        embed_dim: D; None: that of the named model.
+        depth: number of blocks; None: that of the named model.
+        num_heads: attention heads; None: that of the named model.
+        mlp_ratio: hidden width of the MLP divided by D; None: that of the named model.
         drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
         drop_rate: dropout after positions, projections and MLP layers (0.1 in https://arxiv.org/abs/2010.11929, T3).
         grad_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
 
     Raises:
-        UserError: on an unknown name, a model that is no VisionTransformer, or sizes that do not fit.
+        UserError: the name is unknown, the model is not a VisionTransformer, or the sizes do not fit each other.
     """
 
     @check_arguments("backbone")
@@ -91,11 +91,11 @@ class TimmViT(Backbone):
 
     @property
     def _num_prefix_positions(self) -> int:
-        """How many rows of timm's table belong to prefix tokens: newer models have none."""
+        """How many rows of timm's table belong to prefix tokens: 0 in newer models."""
         return 0 if self.vit.no_embed_class else self.num_prefix_tokens
 
     def fix_positions(self) -> None:
-        """Replace learned positions by fixed 2-D sine-cosine ones, kept as a buffer under the same name."""
+        """Replace learned positions by fixed 2-D sine-cosine ones, in a buffer of the same name."""
         if self.embed_dim % 4:
             raise UserError(
                 f"fixed sine-cosine positions need a width divisible by 4: backbone.embed_dim={self.embed_dim}"
@@ -105,7 +105,7 @@ class TimmViT(Backbone):
         self.vit.register_buffer("pos_embed", table)
 
     def init_xavier(self) -> None:
-        """As the MAE paper: Xavier-uniform on linear layers and on the flattened patch projection, tokens normal."""
+        """Initialise as in the MAE paper: Xavier-uniform for linear layers and the patch projection, normal tokens."""
         init_xavier(self.vit.blocks)
         proj = self.vit.patch_embed.proj
         nn.init.xavier_uniform_(proj.weight.view(proj.weight.shape[0], -1))
@@ -116,13 +116,13 @@ class TimmViT(Backbone):
                 nn.init.normal_(token, std=0.02)
 
     def remove_norm(self) -> None:
-        """Take the final norm away, for a head that brings its own."""
+        """Remove the final norm, for a head with a norm of its own."""
         self.vit.norm = nn.Identity()
 
     def patch_embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Project patches, and only those asked for: (B, C, H, W), ids (B, n) -> (B, n, D), no positions.
+        """Project all patches, or those at `ids_keep` (B, n): (B, C, H, W) -> (B, n, D), without positions.
 
-        A hybrid looks at neighbours, so what is not asked for is blanked before its ResNet sees the image.
+        The ResNet of a hybrid reads neighbouring patches too, so all other patches of its input are set to 0 first.
         """
         if self.is_hybrid:
             if ids_keep is None:
@@ -136,13 +136,13 @@ class TimmViT(Backbone):
         return embed.norm(linear(patches, weight, embed.proj.bias))  # (B, n, D)
 
     def _blank(self, images: Tensor, ids_keep: Tensor) -> Tensor:
-        """Set every pixel of a patch that is not kept to 0, the mean of normalised images."""
+        """Set the pixels of all patches not in `ids_keep` to 0, the mean of normalised images."""
         keep = images.new_zeros(images.shape[0], self.num_patches).scatter(1, ids_keep, 1.0)
         keep = paint(keep[..., None], self.grid_size, self.patch_size)  # (B, 1, H, W)
         return torch.where(keep > 0, images, 0.0)
 
     def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Run the blocks on tokens with positions added: (B, n, D) -> (B, prefix + n, D); of ids (B, k), (B, k, D)."""
+        """Run the blocks: (B, n, D) with positions -> (B, prefix + n, D), or the rows `ids` (B, k) of it."""
         vit = self.vit
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if prefix:
@@ -160,7 +160,7 @@ class TimmViT(Backbone):
         return vit.norm(read_tokens(last, tokens, ids))  # (B, k, D)
 
     def macs(self, patches: int, read: int | None = None) -> int:
-        """Multiply-accumulates of projecting and encoding so many patches, see `vitmae.backbones.macs`."""
+        """Multiply-accumulates of projecting and encoding `patches` patches, see `vitmae.backbones.macs`."""
         if self.is_hybrid:  # its ResNet always sees the whole image
             projection = convolution_macs(self.vit.patch_embed, (self.in_chans, *self.img_size))
         else:
@@ -168,7 +168,7 @@ class TimmViT(Backbone):
         return projection + blocks_macs(self.vit.blocks, patches + self.num_prefix_tokens, read)
 
     def first_parts(self, num_blocks: int) -> list[nn.Module]:
-        """The embeddings with their dropout, and the first blocks."""
+        """The embeddings with their dropout, and the first `num_blocks` blocks."""
         vit = self.vit
         return [vit.patch_embed, vit.pos_drop, vit.norm_pre, *vit.blocks[:num_blocks]]
 
@@ -181,7 +181,7 @@ class TimmViT(Backbone):
 
 
 def _create(name: str, img_size: Size, in_chans: int, settings: dict[str, Any]) -> VisionTransformer:
-    """`timm.create_model`, with its failures turned into one line each."""
+    """`timm.create_model`; its failures become a `UserError` of one line."""
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Stronger augmentation for fine-tuning: RandAugment and random erasing, on whole batches, wherever they are.
+"""Stronger augmentation for fine-tuning: RandAugment and random erasing of whole batches, on any device.
 
     draws (a function of the keys) -> which operation on which image, how strong -> each operation once per batch
 
@@ -22,7 +22,7 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R 601
 def augmentation(
     rand_augment: float | None, random_erasing: float, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-    """The augmentations that the settings turn on, in order; pixels from outside of an image have the data's mean."""
+    """The augmentations that the settings turn on, in order; pixels from outside an image have the data's mean."""
     chosen: list[Callable[[Tensor, Tensor], Tensor]] = []
     if rand_augment is not None:
         chosen.append(RandAugment(rand_augment, fill=mean))
@@ -39,7 +39,7 @@ class RandAugment:
 
     Args:
         magnitude: 0 to 10; each image and operation draws its own from a normal distribution around it.
-        fill: the value of pixels from outside of the image, per channel, in [0, 1].
+        fill: the value of pixels from outside the image, per channel, in [0, 1].
         std: of that distribution.
         num_ops: how many operations, one after the other.
     """
@@ -145,7 +145,7 @@ def _equalize(images: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, amount: Amount) -> Tensor:
-    """Keep 4 bits, down to none."""
+    """Keep 4 bits at strength 0, and none at strength 1."""
     dropped = 2 ** (4 + (amount.strength * 4).int())
     return (images // dropped * dropped).to(torch.uint8)
 
@@ -161,7 +161,7 @@ def _solarize_add(images: Tensor, amount: Amount) -> Tensor:
 
 
 def _sharpen(images: Tensor, amount: Amount) -> Tensor:
-    """Towards a 3 x 3 mean that weighs the middle 5 times, or away from it; the border stays."""
+    """Blend with a 3 x 3 mean in which the middle has weight 5, or away from it; the border stays."""
     kernel = torch.ones(1, 1, 3, 3, device=images.device)
     kernel[..., 1, 1] = 5
     blurred = images.float()
@@ -189,7 +189,7 @@ def _mean_grey(images: Tensor) -> Tensor:
 
 
 def _rotate(images: Tensor, amount: Amount) -> Tensor:
-    """By up to 30 degrees, counter-clockwise where the sign is positive."""
+    """Rotate by up to 30 degrees, counter-clockwise if the sign is positive."""
     angle = amount.sign * amount.strength * (pi / 6)
     cosine, sine = torch.cos(angle), torch.sin(angle)
     return _move(images, amount.fill, [[cosine, -sine, 0.0], [sine, cosine, 0.0]])
@@ -221,7 +221,7 @@ def _move(images: Tensor, fill: Tensor, matrix: list[list[Any]]) -> Tensor:
             value = matrix[row][column] * ratio[row][column]
             theta[:, row, column] = value.flatten() if isinstance(value, Tensor) else value
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # relative to the fill, because grid_sample puts zeros outside of the image
+    # relative to the fill, because grid_sample puts zeros outside the image
     return (F.grid_sample(images - fill, grid, align_corners=False) + fill).round()
 
 

@@ -1,4 +1,4 @@
-"""Results that are measured once per set of images, cached as small JSON files under a content key."""
+"""Results that are measured once per set of images: small JSON files, named by a hash of the content."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ def cache_dir() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """A hash of many parts: of bytes as they are, of anything else as text."""
+    """A hash of many parts: bytes as they are, anything else as text."""
     key = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes | memoryview) else str(part).encode(errors="surrogateescape")
@@ -27,20 +27,20 @@ def digest(*parts: object) -> str:
 
 
 def remember(kind: str, key: str, compute: Callable[[], Any]) -> Any:
-    """The cached answer for this key; without one, ``compute`` is called and its answer cached.
+    """The cached result of a key; if it is missing, compute and cache it.
 
     Args:
         kind: a folder of the cache.
-        key: a `digest` of all that the answer depends on.
+        key: a `digest` of all that the result depends on.
         compute: returns plain JSON types.
     """
     path = cache_dir() / kind / f"{key}.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
-        answer = compute()
-    with suppress(OSError):  # without a writable cache a run takes longer, but works
+        result = compute()
+    with suppress(OSError):  # without a writable cache, a run takes longer but works
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps(answer).encode())
-    return answer
+            file.write(json.dumps(result).encode())
+    return result

@@ -1,9 +1,9 @@
-"""The geometry of a batch: a box of each image is cut out, resized to the model's size, shifted and flipped.
+"""The geometry of a batch: a box of each image is resized to the model's size, shifted and flipped.
 
     boxes (a function of the keys and the image sizes) -> resample -> shift -> flip
 
-Images of one size are cropped together, on the device they are on; images from files one by one in the
-workers. Both resize with the same antialiased bicubic filter, the one of the MAE recipe.
+Images of one size are cropped together, on their device. Images from files are cropped one by one, in the workers. Both
+are resized with the antialiased bicubic filter of the MAE recipe.
 
 Every random number is drawn on the CPU from the samples' keys, so that a crop is the same on any device.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from vitmae.randomness import fold_each, uniform
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
-_SMALL = 2**14  # values of an image, below which one copy of all images is quicker than one copy of each
+_SMALL = 2**14  # values of an image; up to here, one copy of all images is faster than a copy of each
 
 CROPS = ("none", "pad", "random_resized")
 
@@ -58,7 +58,7 @@ class View:
         return central_boxes(heights, widths, self.size, self.crop_pct)
 
     def move(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Shift and flip images that are already resized: (B, C, h, w), keys (B,) -> (B, C, h, w)."""
+        """Shift and flip resized images: (B, C, h, w), keys (B,) -> (B, C, h, w); may change ``images``."""
         if self.crop == "pad":
             images = shift(images, keys, max(1, min(self.size) // 8))
         if self.hflip:
@@ -66,7 +66,7 @@ class View:
         return images
 
     def apply(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Crop, resize and flip images of one size: (B, C, H, W) uint8, keys (B,) -> (B, C, h, w); may reuse them."""
+        """Crop, resize and flip images of one size: (B, C, H, W) uint8, keys (B,) -> (B, C, h, w); may change them."""
         height, width = images.shape[2:]
         boxes = self.boxes(keys, *torch.tensor([[height], [width]]).expand(2, len(images)))
         return self.move(resample(images, boxes, self.size), keys)
@@ -77,7 +77,7 @@ def central_boxes(heights: Tensor, widths: Tensor, size: tuple[int, int], crop_p
 
     The same as resizing the shorter side to ``size / crop_pct`` and cropping the centre.
     """
-    # how many pixels of the image make one of the view
+    # pixels of the image per pixel of the view
     pixels = torch.minimum(heights / size[0], widths / size[1]) * crop_pct
     boxed = [(side * pixels).round().long().clamp(min=1) for side in size]
     return torch.stack([(heights - boxed[0]) // 2, (widths - boxed[1]) // 2, *boxed], dim=1)
@@ -116,7 +116,7 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size and bool((boxes == torch.tensor([0, 0, height, width])).all()):
         return images
     seen = images.new_empty(*images.shape[:2], *size)
-    # on a CPU, pieces whose floats stay in the cache take a third of the time
+    # on a CPU, pieces whose floats fit the cache take a third of the time
     piece = 64 if images.device.type == "cpu" else len(images)
     for start in range(0, len(images), piece):
         part = slice(start, start + piece)
@@ -130,10 +130,9 @@ def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _filter_matrix(start: Tensor, length: Tensor, count: int, size: int) -> Tensor:
-    """What each of ``size`` pixels takes from a line of ``count``: start, length (B,) -> (B, size, count).
+    """The weights of ``count`` pixels of a line in each of ``size`` pixels: start, length (B,) -> (B, size, count).
 
-    Keys' cubic convolution (IEEE ASSP 29, 1981), stretched where the line shrinks; pixels outside of the box
-    have weight 0.
+    Keys' cubic convolution (IEEE ASSP 29, 1981), stretched if the line shrinks. Pixels outside the box have weight 0.
     """
     line = torch.arange(count, device=start.device) + 0.5  # (count,)
     step = length / size  # (B,)
@@ -174,11 +173,11 @@ def shift(images: Tensor, keys: Tensor, most: int) -> Tensor:
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Flip the images that are chosen left to right: (B, C, h, w), (B,) bool -> (B, C, h, w); may change ``images``."""
+    """Flip the chosen images left to right: (B, C, h, w), (B,) bool -> (B, C, h, w); may change ``images``."""
     if images[0].numel() > _SMALL:
         for row in chosen.nonzero()[:, 0].tolist():
             images[row] = images[row].flip(-1)
         return images
-    # of small images both versions are made and one is taken: a few long copies are quicker than many short ones
+    # for small images, both versions are made and one is chosen: a few long copies are faster than many short ones
     row = torch.arange(len(images)) + len(images) * chosen
     return torch.cat([images, images.flip(-1)]).index_select(0, row.to(images.device))

@@ -1,6 +1,6 @@
 """One data module for every set: prepare it, then hand over training, validation, test and probe batches.
 
-    source -> splits -> parts (subsets.py): checked, in memory if small, validation set aside -> statistics (stats.py)
+    source -> splits -> parts (parts.py): checked, in memory if small, validation set aside -> statistics (stats.py)
     requests (samplers.py) -> reader (readers.py) -> loader (part_loader.py) -> Batch of uint8 images
 
 Images are not normalised here: a model owns the mean and deviation it was trained with.
@@ -8,29 +8,25 @@ Images are not normalised here: a model owns the mean and deviation it was train
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from lightning import LightningDataModule
 
-from vitmae.centre_crop import kept_share
+from vitmae.data.arguments import image_size, plain, training_view
 from vitmae.data.augment import augmentation
 from vitmae.data.cache import digest
 from vitmae.data.loader import Loader, Requests
-from vitmae.data.part_loader import part_loader
+from vitmae.data.part_loader import PartLoaders
+from vitmae.data.parts import SPLIT_SEED, make_parts
 from vitmae.data.samplers import OrderedRequests, ShuffledRequests
-from vitmae.data.settings import image_size, plain, training_view
-from vitmae.data.splits import EncodedImages, FixedSizeImages, Images, Paths, Source
-from vitmae.data.stats import choose_statistics
-from vitmae.data.subsets import Part, at_most, divide, fingerprint, refuse_lost_classes, take_parts
+from vitmae.data.splits import Paths, Source
+from vitmae.data.subsets import Part, at_most, fingerprint
 from vitmae.errors import UserError
 from vitmae.limits import check_arguments
 
 log = logging.getLogger(__name__)
-
-_SPLIT_SEED = 0  # of all runs: what one run is validated on, no other may have been trained on; of probes too
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -42,17 +38,18 @@ class ImageData(LightningDataModule):
 
     Args:
         source: the set, see the files of this folder.
-        path: where it lies, if it lies somewhere: a file, folder or glob, or {train: ..., val: ..., test: ...}.
+        path: of the set on disk: a file, folder or glob, or {train: ..., val: ..., test: ...}; null for sets that
+            are drawn or installed.
         img_size: the model's, in pixels: one number, or [height, width].
         in_chans: channels.
         batch_size: images per step and process.
-        num_workers: processes that decode; "auto": as many as there are cores for this process, up to 16; none for
-            sets in memory, which lie on the device and are cropped there.
+        num_workers: processes that decode; "auto": one per core of this process, up to 16, and none for sets in
+            memory, which are cropped on the device.
         train_fraction: share of each class to train on, after validation images have been set aside.
         val_fraction: share of each class of the training images to set aside for validation, where the set has
             no validation split; the same images for every seed.
         stats: mean and standard deviation of pixels in [0, 1]: "auto", measured on the training images;
-            {mean: [...], std: [...]}; null, those that are known of the set, else measured.
+            {mean: [...], std: [...]}; null, those that the source knows, else measured.
         crop: in training, see `View`: none, pad or random_resized.
         crop_scale: smallest and largest share of the image's area in a random_resized crop.
         crop_ratio: smallest and largest width / height of a random_resized crop.
@@ -61,7 +58,7 @@ class ImageData(LightningDataModule):
             photographs seen at 96 to 224 pixels, else 1, see `vitmae.centre_crop.kept_share`.
         rand_augment: in training, the magnitude of two random operations, 0 to 10; null: none.
         random_erasing: in training, the probability that an image loses a random box.
-        repeats: how many times an image is in its training batch, each time cropped and augmented anew.
+        repeats: how many times an image is in its training batch, each time with another crop and augmentation.
         drop_last: leave out the training images that do not fill a batch.
         on_error: what to do with an image that cannot be read: raise, or skip and count it.
         seed: of the order, the crops, the keys of the samples, and the choice of subsets.
@@ -72,7 +69,7 @@ class ImageData(LightningDataModule):
         num_mask_classes: of the per-pixel classes, with the background; None without masks.
         img_size: (h, w).
         mean: per channel, of pixels in [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
         num_train: images trained on.
         num_val: images validated on.
         num_test: images of the test split.
@@ -122,7 +119,8 @@ class ImageData(LightningDataModule):
         self.stats, self.crop_pct = plain(stats), crop_pct
         self.rand_augment, self.random_erasing, self.repeats = rand_augment, random_erasing, repeats
         self.view = training_view(self.img_size, crop, crop_scale, crop_ratio, hflip)
-        self._prepared = False
+        self.loaders = PartLoaders(self.view, crop_pct, in_chans, seed, num_workers, self.skip_unreadable)
+        self.is_prepared = False
 
     # -- once, before the model is built ---------------------------------------------------------------------------
 
@@ -132,43 +130,34 @@ class ImageData(LightningDataModule):
         Raises:
             UserError: with one line on what is wrong with the data or its settings.
         """
-        if self._prepared:
+        if self.is_prepared:
             return
         splits = self.source.load(self.path, self.img_size, self.in_chans)
-        self._encoded = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, EncodedImages)]
-        self._has_val = splits.val is not None
-        train, self._val, self._test = take_parts(
-            splits, self.in_chans, self.skip_unreadable, self.val_fraction, _SPLIT_SEED
+        self.has_val_split = splits.val is not None
+        self.parts = make_parts(
+            splits,
+            self.loaders,
+            stats=self.stats,
+            val_fraction=self.val_fraction,
+            train_fraction=self.train_fraction,
         )
         self.class_names, self.num_mask_classes = splits.class_names, splits.num_mask_classes
         self.num_classes = len(splits.class_names) if splits.class_names else None
-        self.mean, self.std = choose_statistics(
-            self.stats,
-            splits.stats,
-            train,
-            self.in_chans,
-            self.img_size,
-            self._crop_pct(train.images),
-            lambda part, requests: self._loader(part, requests, training=False),
-        )
-        self._augmentation = augmentation(self.rand_augment, self.random_erasing, self.mean, self.std)
-        self._train, _ = divide(train, self.train_fraction, self.seed, "training")
-        self.num_train, self.num_val = len(self._train.indices), len(self._val.indices)
-        self.num_test = len(self._test.indices) if self._test else 0
-        refuse_lost_classes(self._train, splits.class_names)
-        if not self.num_val:
-            raise UserError("no image is left to validate on: raise data.val_fraction")
+        self.mean, self.std = self.parts.stats
+        self.num_train, self.num_val = len(self.parts.train.indices), len(self.parts.val.indices)
+        self.num_test = len(self.parts.test.indices) if self.parts.test else 0
         if self.drop_last and self.batch_size > self.num_train:
             raise UserError(
                 f"data.batch_size={self.batch_size} is more than the {self.num_train} training images: lower it"
             )
-        if self.skipped:
-            log.warning("%d images cannot be read and are skipped", self.skipped)
-        self._prepared = True
+        self.augmentation = augmentation(self.rand_augment, self.random_erasing, self.mean, self.std)
+        if self.parts.num_skipped:
+            log.warning("%d images cannot be read and are skipped", self.parts.num_skipped)
+        self.is_prepared = True
 
     def took_effect(self) -> dict[str, Any]:
-        """Settings that are kept under another name, for `vitmae.training.accounting`."""
-        view, augments = self.view, {type(augment).__name__: augment for augment in self._augmentation}
+        """Settings that are stored under another name, see `vitmae.training.accounting`."""
+        view, augments = self.view, {type(augment).__name__: augment for augment in self.augmentation}
         seen = {"crop": view.crop, "crop_scale": view.scale, "crop_ratio": view.ratio, "hflip": view.hflip}
         return seen | {
             "rand_augment": getattr(augments.get("RandAugment"), "magnitude", None),
@@ -177,27 +166,18 @@ class ImageData(LightningDataModule):
         }
 
     def without_effect(self) -> dict[str, str]:
-        """Settings that reach nothing with this set, and why."""
+        """Settings that have no effect with this set, and why."""
         reasons = {}
-        if self._has_val:
+        if self.has_val_split:
             reasons["val_fraction"] = "the set has validation images of its own: leave it out"
-        if not self._encoded:
+        if not self.parts.encoded:
             reasons["on_error"] = "the set has no files that could be unreadable: leave it out"
         return reasons
 
-    def _crop_pct(self, images: Images) -> float:
-        is_cut = isinstance(images, FixedSizeImages) and images.size == self.img_size
-        return kept_share(self.crop_pct, self.img_size, is_cut)
-
     @property
     def val_crop_pct(self) -> float:
-        """The share of the shorter side that validation keeps, after `prepare`: the setting, or what null came to."""
-        return self._crop_pct(self._val.images)
-
-    @property
-    def skipped(self) -> int:
-        """Images that turned out to be unreadable so far, in all splits and all workers of this process."""
-        return sum(int(images.failed.sum()) for images in self._encoded)
+        """The share of the shorter side that validation keeps: the setting, or the value that null stands for."""
+        return self.loaders.crop_pct_of(self.parts.val.images)
 
     # -- batches -----------------------------------------------------------------------------------------------
 
@@ -206,7 +186,7 @@ class ImageData(LightningDataModule):
         self.prepare()
 
     def train_dataloader(self) -> Loader:
-        """Training batches of this rank, in an order that a resumed run takes up where it was left.
+        """Training batches of this rank; a resumed run continues with the batch after the last one trained on.
 
         Raises:
             UserError: the batches of all processes together need more images than there are.
@@ -227,19 +207,19 @@ class ImageData(LightningDataModule):
             world=world,
             position=self._position if self.trainer else None,
         )
-        return self._loader(self._train, requests, training=True)
+        return self._loader(self.parts.train, requests, training=True)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called by the Trainer: augment a training batch on the device that it is on."""
-        if self._augmentation and self.trainer and self.trainer.training:
+        if self.augmentation and self.trainer and self.trainer.training:
             keys = batch.keys.cpu()
-            for augment in self._augmentation:
+            for augment in self.augmentation:
                 batch = batch._replace(images=augment(batch.images, keys))
         return batch
 
     def val_dataloader(self) -> Loader:
         """Validation batches of this rank: over all ranks every image once."""
-        return self._ordered(self._val)
+        return self._ordered(self.parts.val)
 
     def test_dataloader(self) -> Loader:
         """Test batches of this rank: over all ranks every image once.
@@ -270,40 +250,30 @@ class ImageData(LightningDataModule):
             raise UserError(
                 "these images have no per-pixel classes: use data=shapes, or data=folder with data.source.masks"
             )
-        part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
-        return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), training=False, masks=masks)
+        part = self._part(split, limit)
+        return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), masks=masks)
 
     def fingerprint(self, split: Literal["train", "val", "test"], limit: int | None = None) -> str:
-        """A key of all that `evaluation_dataloader` without masks depends on: the images, and how they are seen."""
-        part = at_most(self._part(split), limit, _SPLIT_SEED, "probe")
-        return digest(fingerprint(part), self.img_size, self.in_chans, self._crop_pct(part.images))
+        """A hash of all that `evaluation_dataloader` without masks depends on: the images, their size and crop."""
+        part = self._part(split, limit)
+        return digest(fingerprint(part), self.img_size, self.in_chans, self.loaders.crop_pct_of(part.images))
 
-    def _part(self, split: str) -> Part:
-        part = {"train": self._train, "val": self._val, "test": self._test}[split]
+    def _part(self, split: Literal["train", "val", "test"], limit: int | None = None) -> Part:
+        """The images of a split, at most ``limit`` of them."""
+        part = {"train": self.parts.train, "val": self.parts.val, "test": self.parts.test}[split]
         if part is None:
             raise UserError("this set has no test split: give one, or evaluate on the validation split")
-        return part
+        return at_most(part, limit, SPLIT_SEED, "probe")
 
     def _ordered(self, part: Part) -> Loader:
         rank, world = self._rank_and_world()
         requests = OrderedRequests(len(part.indices), self.batch_size, rank=rank, world=world)
-        return self._loader(part, requests, training=False)
+        return self._loader(part, requests)
 
-    def _loader(self, part: Part, requests: Requests, training: bool, masks: bool = False) -> Loader:
-        view = replace(self.view, crop_pct=self._crop_pct(part.images))
-        view = view if training else view.for_evaluation()
-        return part_loader(
-            part,
-            requests,
-            view,
-            in_chans=self.in_chans,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            skip_unreadable=self.skip_unreadable,
-            masks=masks,
-            device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
-            processes=self.trainer.num_devices if self.trainer else 1,
-        )
+    def _loader(self, part: Part, requests: Requests, training: bool = False, masks: bool = False) -> Loader:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        processes = self.trainer.num_devices if self.trainer else 1
+        return self.loaders.load(part, requests, training=training, masks=masks, device=device, processes=processes)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -311,7 +281,7 @@ class ImageData(LightningDataModule):
     def _position(self) -> tuple[int, int]:
         """The epoch and the batches already done in it, by the Trainer's count, which a checkpoint restores.
 
-        Its epoch number would not do: a checkpoint written at the end of an epoch still has the old one.
+        The Trainer's epoch number would be wrong: a checkpoint written at the end of an epoch still has the old one.
         """
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed

@@ -1,7 +1,7 @@
-"""Bytes of an image file -> pixels, upright and with the requested channels.
+"""Bytes of an image file -> pixels, upright and with a given number of channels.
 
-JPEG is decoded by simplejpeg or torchcodec where one is installed, everything else by Pillow. .npy arrays and
-TIFF files with a page per channel hold any number of channels. Nothing is ever unpickled.
+JPEG is decoded by simplejpeg or torchcodec if one is installed, and all other files by Pillow. .npy arrays and TIFF
+files with a page per channel can have any number of channels. Nothing is unpickled.
 
 Shapes: H W height and width of the upright image, C channels.
 """
@@ -28,14 +28,14 @@ _TAILS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # how wh
 
 
 class UnreadableImage(Exception):
-    """The file is not an image, or is cut short."""
+    """The file is not an image, is damaged, or is incomplete."""
 
 
 def decode(data: bytes, in_chans: int, name: str) -> Pixels:
     """Decode an image file: its bytes -> (H, W, C) uint8, upright as its EXIF orientation says.
 
-    Colours become grey for one channel, grey becomes colours for three, transparent parts become white;
-    16 bits and floats in [0, 1] become 8 bits.
+    For one channel, colours become grey; for three, grey becomes colours; transparent parts become white. 16 bits and
+    floats in [0, 1] become 8 bits.
 
     Args:
         data: the whole file.
@@ -43,8 +43,8 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
         name: of the file, for messages.
 
     Raises:
-        UnreadableImage: the file is damaged, cut short, or no image.
-        UserError: the image does not have such channels.
+        UnreadableImage: the file is damaged, incomplete, or not an image.
+        UserError: the image cannot be converted to this number of channels.
     """
     try:
         pixels = None
@@ -52,7 +52,7 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
             pixels = _from_array(np.load(BytesIO(data), allow_pickle=False), in_chans, name)
         elif data.startswith(b"\xff\xd8") and in_chans in {1, 3}:
             decoder = jpeg_decoder()
-            # Pillow tries again what this decoder refuses, and says what is wrong
+            # if this decoder fails, Pillow tries again, and its message says what is wrong
             with suppress(ValueError, RuntimeError):
                 pixels = decoder and decoder(data, in_chans)
         if pixels is None:
@@ -69,8 +69,8 @@ def decode(data: bytes, in_chans: int, name: str) -> Pixels:
 def check(file: BinaryIO) -> str | None:
     """Why an image file cannot be read; None if it can.
 
-    Reads the header and the end of a file. A file without the usual end is decoded to make
-    sure, because some complete files have more bytes behind their end.
+    It reads the header and the end of a file. A file without the usual end is decoded, because some complete files have
+    more bytes after their end.
     """
     try:
         start = file.read(6)
@@ -110,9 +110,9 @@ def jpeg_decoder() -> Callable[[bytes, int], Pixels] | None:
         )
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError):  # the last two: its own libraries are missing
+    except (ImportError, OSError, RuntimeError):  # the last two: libraries of torchcodec are missing
         return None
-    return lambda data, in_chans: (  # it turns images upright itself
+    return lambda data, in_chans: (  # torchcodec turns images upright
         decode_jpeg(data, mode="GRAY" if in_chans == 1 else "RGB").permute(1, 2, 0).numpy()
     )
 
@@ -127,7 +127,7 @@ def _jpeg_tags(data: bytes) -> Image.Exif:
 
 
 def _orientation(read_tags: Callable[[], Image.Exif]) -> int:
-    """The EXIF orientation, 1 to 8; 1 without tags or with damaged ones, as the pixels may be fine."""
+    """The EXIF orientation, 1 to 8; 1 without tags, or if they are damaged, because the pixels may be intact."""
     try:
         return int(read_tags().get(_ORIENTATION, 1))
     except Exception:  # as many kinds as in `decode`
@@ -184,7 +184,7 @@ def _from_array(array: NDArray[np.generic], in_chans: int, name: str) -> Pixels:
 
 
 def _to_uint8(array: NDArray[np.generic], name: str) -> Pixels:
-    """8 bits stay, 16 bits are divided by 257, floats in [0, 1] multiplied by 255."""
+    """8 bits stay, 16 bits are divided by 257, floats in [0, 1] are multiplied by 255."""
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype.newbyteorder("=") == np.uint16:

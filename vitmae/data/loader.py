@@ -21,7 +21,7 @@ class Requests(Protocol):
 
 
 class Reader(Protocol):
-    """Makes a batch of a request, see `readers.py`."""
+    """Returns the batch of a request, see `readers.py`."""
 
     def __getitem__(self, request: Request) -> Any: ...
 
@@ -29,11 +29,11 @@ class Reader(Protocol):
 class Loader:
     """The batches of a reader in the order of some requests; each iteration is an epoch.
 
-    An iteration looks up its start when its first batch is requested, because a Trainer that resumes does not know it
-    earlier.
+    An iteration reads its start when its first batch is requested, because a Trainer that resumes does not know it
+    before.
 
     Args:
-        reader: makes a batch of a request.
+        reader: returns the batch of a request.
         requests: the order.
         num_workers: processes that make batches; 0: this process makes them.
         pin_memory: return batches in pinned memory, from which a GPU copies in the background.
@@ -53,8 +53,8 @@ class Loader:
                 persistent_workers=True,
                 worker_init_fn=_skip_inherited_objects,
             )
-            # the garbage collector may close the queues of workers before it stops them, and then waits for workers
-            # that never get the message; this stops them first
+            # the garbage collector may close the queues of the workers before it tells them to stop, and then waits for
+            # them; this stops them first
             weakref.finalize(self, stop_workers, self._workers)
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Loader:
         if self._workers is None:
             batches: Iterator[Any] = map(self.reader.__getitem__, self.requests)
         else:
-            with _no_garbage_collection():  # so that a forked worker begins without a collection
+            with _no_garbage_collection():  # a forked worker starts without a collection
                 batches = iter(self._workers)
         for batch in batches:
             if isinstance(batch, UserError):
@@ -72,9 +72,9 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place in an epoch follows from the Trainer's progress, which a checkpoint holds.
+        """Empty: the place in an epoch follows from the Trainer's progress, which a checkpoint holds.
 
-        Its existence tells Lightning that a run can resume within an epoch.
+        Lightning looks for this method to find out whether a run can resume within an epoch.
         """
         return {}
 
@@ -83,7 +83,7 @@ class Loader:
 
 
 class _Guarded(Dataset[Any]):
-    """A reader that returns user errors as batches: raised in a worker, they would come with its traceback."""
+    """A reader that returns a user's mistake instead of raising it: torch would add the traceback of the worker."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -111,6 +111,6 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _skip_inherited_objects(worker: int) -> None:
-    """Exempt what a worker inherited from garbage collection, which would copy every page that it looks at."""
+    """Exclude inherited objects from a worker's garbage collection, which would copy their pages of memory."""
     gc.freeze()
     gc.enable()

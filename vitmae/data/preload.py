@@ -14,7 +14,7 @@ from vitmae.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_CHECKED = 20_000  # files checked before a run; of larger sets, as many, evenly spread
+MOST_CHECKED = 20_000  # files that are checked before a run; of larger sets, evenly spread ones
 LARGEST_SIDE = 128  # pixels, of images that are decoded into memory
 LARGEST_SET = 2 * 2**30  # bytes, of a decoded set
 
@@ -31,7 +31,7 @@ def take_in(images: Images, in_chans: int, skip_unreadable: bool) -> Images:
         skip_unreadable: leave out images that cannot be read.
 
     Raises:
-        UserError: an image cannot be read and ``skip_unreadable`` is off, or has other channels.
+        UserError: an image cannot be read and ``skip_unreadable`` is false, or it has other channels.
     """
     if not isinstance(images, EncodedImages):
         return images
@@ -51,7 +51,7 @@ def take_in(images: Images, in_chans: int, skip_unreadable: bool) -> Images:
 
 
 def _find_unreadable(images: EncodedImages, sample: list[int]) -> list[tuple[int, str]]:
-    """Which images of a sample cannot be read, and why; in threads, since files may lie on a network."""
+    """Which images of a sample cannot be read, and why; in threads, because the files may be on a network."""
 
     def look(index: int) -> str | None:
         try:
@@ -66,11 +66,11 @@ def _find_unreadable(images: EncodedImages, sample: list[int]) -> list[tuple[int
 
 
 def _decode_all(images: EncodedImages, in_chans: int, skip_unreadable: bool) -> MemoryImages | None:
-    """The whole split decoded; None if it is not small, or has masks that belong to its files."""
+    """The whole split decoded; None if it is not small, or has masks."""
     if images.has_masks:
         return None
     pixels = None
-    kept = 0
+    count = 0
     for index in range(len(images)):
         name = images.name(index)
         try:
@@ -88,8 +88,8 @@ def _decode_all(images: EncodedImages, in_chans: int, skip_unreadable: bool) -> 
             pixels = np.empty((len(images), *image.transpose(2, 0, 1).shape), np.uint8)
         elif pixels.shape[2:] != image.shape[:2]:
             return None
-        pixels[kept] = image.transpose(2, 0, 1)
-        kept += 1
+        pixels[count] = image.transpose(2, 0, 1)
+        count += 1
     if pixels is None:
         raise UserError(f"none of {len(images)} images can be read, {images.name(0)} among them")
-    return MemoryImages(torch.from_numpy(pixels[:kept]), images.labels[~images.failed])
+    return MemoryImages(torch.from_numpy(pixels[:count]), images.labels[~images.failed])

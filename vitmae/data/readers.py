@@ -1,7 +1,7 @@
-"""From a request to a batch: read or decode, crop, flip. Called in the workers, or in the main process.
+"""Request -> batch: read or decode, crop, flip. Runs in the workers, or in the main process.
 
-The caller, the order and the number of calls change nothing: every random number is drawn from the keys of the samples,
-and a key is a function of (seed, epoch, index, repeat), in evaluation of (seed, index).
+A batch does not depend on the process that makes it, nor on the batches before it: every random number is drawn from
+the keys of the samples. A key is a function of (seed, epoch, index, repeat); in evaluation, of (seed, index).
 
 Shapes: B rows of a batch, C channels, h w the model's image size.
 """
@@ -26,7 +26,7 @@ from vitmae.randomness import fold, fold_each, fold_indices
 
 log = logging.getLogger(__name__)
 
-HELD_DECODED = 32 * 2**20  # bytes of images whose boxes are drawn together, at the cost of drawing one
+HELD_DECODED = 32 * 2**20  # bytes of decoded images whose boxes are drawn together, which is faster than one by one
 
 
 class MaskedBatch(NamedTuple):
@@ -55,14 +55,14 @@ def batch_key(seed: int, epoch: int | None, indices: Tensor) -> int:
 
 
 class FixedSizeReader:
-    """Batches of images of one size, each made by a few operations on the whole batch.
+    """Batches of images of one size, made by a few operations on the whole batch.
 
     Args:
         images: a split.
         index: (n,) int64, which of its images.
         view: how they are cropped.
         seed: of the samples' keys.
-        masks: return a `MaskedBatch` each time.
+        masks: return `MaskedBatch`es.
     """
 
     def __init__(self, images: FixedSizeImages, index: Tensor, view: View, seed: int, *, masks: bool = False) -> None:
@@ -94,9 +94,9 @@ class EncodedReader:
         view: how they are cropped.
         in_chans: C.
         seed: of the samples' keys.
-        skip_unreadable: what to do with an image that cannot be decoded: in training the next one takes its
-            place, in evaluation it is left out; False: it is an error.
-        masks: return a `MaskedBatch` each time.
+        skip_unreadable: replace an image that cannot be decoded by the next one in training, and leave it out in
+            evaluation; False: raise an error.
+        masks: return `MaskedBatch`es.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class EncodedReader:
         keys = sample_keys(self.seed, request.epoch, indices, request.repeats)
         images = torch.empty(len(keys), self.in_chans, *self.view.size, dtype=torch.uint8)
         masks = torch.empty(len(keys), *self.view.size, dtype=torch.uint8) if self.masks else None
-        found = torch.full((len(indices),), -1)  # which image is in which row
+        found = torch.full((len(indices),), -1)  # the image of the split in each row; -1: none
         for decoded in self._decode_some(request, found):
             sizes = torch.tensor([pixels.shape[:2] for pixels in decoded.values()]).view(-1, 2)
             for first in range(0, len(keys), len(indices)):  # each repeat has its own boxes
@@ -129,13 +129,13 @@ class EncodedReader:
                     images[row] = resize_box(image, box, self.view.size)
                     if masks is not None:
                         masks[row] = self._read_mask(int(found[row]), image.shape[1:], box)
-        kept = (found >= 0).repeat(request.repeats)
-        if not kept.any():
+        readable = (found >= 0).repeat(request.repeats)
+        if not readable.any():
             name = self.images.name(int(indices[0]))
             raise UserError(f"no image of a whole batch can be read, {name} among them: look at the data")
-        if not kept.all():
-            images, keys, found = images[kept], keys[kept], found[found >= 0]
-            masks = masks if masks is None else masks[kept]
+        if not readable.all():
+            images, keys, found = images[readable], keys[readable], found[found >= 0]
+            masks = masks if masks is None else masks[readable]
         batch = Batch(
             self.view.move(images, keys),
             self.images.labels[found].repeat(request.repeats),
@@ -145,7 +145,7 @@ class EncodedReader:
         return batch if masks is None else MaskedBatch(batch, masks)
 
     def _decode_some(self, request: Request, found: Tensor) -> Iterator[dict[int, Pixels]]:
-        """The images of a request, some at a time: row -> pixels; which image of the split it is goes to ``found``."""
+        """Decode the images of a request, some at a time: row -> pixels; ``found`` gets the index of each image."""
         decoded: dict[int, Pixels] = {}
         for row, position in enumerate(request.indices.tolist()):
             pixels, found[row] = self._decode(position, replace=request.epoch is not None)
@@ -157,7 +157,7 @@ class EncodedReader:
         yield decoded
 
     def _decode(self, position: int, replace: bool) -> tuple[Pixels | None, int]:
-        """The image at a position, or the next that can be read: its pixels, and which of the split it is."""
+        """The image at a position, or the next one that can be read: its pixels, and its index in the split."""
         for step in range(len(self.index) if replace else 1):
             index = int(self.index[(position + step) % len(self.index)])
             if self.images.failed[index]:
@@ -174,7 +174,7 @@ class EncodedReader:
         return None, -1
 
     def _read_mask(self, index: int, size: torch.Size, box: Tensor) -> Tensor:
-        """The classes in a box of an image: (4,) int64 -> (h, w) uint8."""
+        """The class of each pixel in a box of an image: (4,) int64 -> (h, w) uint8."""
         with self.images.open_mask(index) as file, Image.open(file) as image:
             mask: NDArray[np.generic] = np.array(image)
         if mask.dtype != np.uint8 or mask.shape != tuple(size):

@@ -1,11 +1,11 @@
-"""Which images make up which batch: a function of (seed, epoch), independent of workers and ranks.
+"""Which images are in which batch: a function of (seed, epoch), independent of workers and ranks.
 
     permutation of (seed, epoch) -> global batches of W * n images -> rank r takes every W-th of each
 
-So two ranks see at each step exactly what one process with twice the batch sees. A request is for a whole batch: a set
-in memory is read with one gather, and a worker decodes a whole batch.
+So in each step two ranks have the same images as one process with twice the batch. A request is for a whole batch: a
+set in memory is read with one gather, and a worker decodes a whole batch.
 
-A resumed run needs no saved state: its place follows from the number of batches already trained on.
+A resumed run needs no saved state: its place follows from the number of batches trained on.
 
 Letters: W ranks, r this rank, n distinct images per rank and batch.
 """
@@ -21,13 +21,13 @@ from vitmae.randomness import permutation
 
 
 class Request(NamedTuple):
-    """One requested batch; plain enough to be sent to a worker.
+    """One requested batch, of plain types that can be sent to a worker.
 
     Attributes:
         epoch: the epoch, from 0; None in evaluation, where nothing is random.
         indices: (n,) int64, which images.
-        repeats: how many times each is shown, each time with another crop; the batch has n * repeats rows: all
-            images once, then all of them again.
+        repeats: how many times each image is in the batch, each time with another crop; the batch has n * repeats
+            rows: all images once, then all of them again.
     """
 
     epoch: int | None
@@ -42,13 +42,13 @@ class ShuffledRequests:
         count: images in the set.
         batch_size: rows per batch of this rank, a multiple of ``repeats``.
         seed: of the permutations.
-        repeats: repeated augmentation (https://arxiv.org/abs/1901.09335); an epoch keeps its number of rows,
-            so it shows ``count / repeats`` images.
+        repeats: repeated augmentation (https://arxiv.org/abs/1901.09335); an epoch has the same number of rows, so it
+            has ``count / repeats`` images.
         drop_last: leave out the images that do not fill a batch on every rank. If False they make a last,
             smaller batch, of the same size on each rank (fewer than W images are still left out).
         rank: this process.
         world: how many processes.
-        position: returns (epoch, batches already done in it) when an iteration starts; None counts iterations.
+        position: returns (epoch, its batches trained on) when an iteration starts; None: each iteration is an epoch.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class OrderedRequests:
         world: how many processes.
 
     Raises:
-        UserError: there are too few images for that.
+        UserError: there are too few images for the same number of batches on each rank.
     """
 
     def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
@@ -113,7 +113,7 @@ class OrderedRequests:
         mine = np.arange(rank, count, world, dtype=np.int64)
         self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         if len(self.batches) < batches:
-            # ranks with fewer batches would let the others wait for ever, so the last batch is divided in two
+            # the other ranks would wait for ever for a rank with fewer batches, so the last batch is divided in two
             last = self.batches.pop()
             self.batches += [last[:-1], last[-1:]]
 

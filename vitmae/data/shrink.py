@@ -2,8 +2,8 @@
 
     list -> decode, turn upright -> resize the short side -> encode -> rename into place
 
-Each file appears under its final name only when it is complete, so a run that was stopped resumes with the missing
-files. Originals are only read.
+Each file gets its final name only when it is complete, so a stopped run resumes with the missing files. Originals are
+not changed.
 """
 
 import fcntl
@@ -28,10 +28,10 @@ ABOUT, LEFT_OUT = "prepared.json", "left_out.txt"
 
 Outcome = Literal["shrunk", "copied", "there already", "left out"]
 
-_MODES = frozenset(["L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])  # 8 bits a channel: what can be averaged
-_INDEXED = {"P": ("RGB", "RGBA"), "1": ("L", "LA")}  # what to average instead, without and with transparency
+_MODES = frozenset(["L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])  # 8 bits per channel
+_INDEXED = {"P": ("RGB", "RGBA"), "1": ("L", "LA")}  # resized in these modes: without, with transparency
 _FORMATS = frozenset(["JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
-_GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many times the final size
+_GAP = 3.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 if the result has at least so many times the final size
 
 
 class Shrinking(NamedTuple):
@@ -69,21 +69,21 @@ def shrink_folder(
 ) -> Tally:
     """Make a smaller copy of a folder of images: the same tree and names.
 
-    JPEG, PNG, WebP, BMP, PPM and TIFF images with 8 bits a channel are resized, upright (the EXIF orientation is
-    applied; other EXIF data is dropped) and with their colour profile. What is small enough already, has several
-    frames, more bits or is an .npy array is copied as it is. What is no image or cannot be read is left out, and
-    listed in ``left_out.txt``.
+    JPEG, PNG, WebP, BMP, PPM and TIFF images with 8 bits per channel are resized, turned upright by their EXIF
+    orientation (other EXIF data is removed), and saved with their colour profile. Small images, images with several
+    frames or more bits, and .npy arrays are copied as they are. Files that are not images or cannot be read are left
+    out, and listed in ``left_out.txt``.
 
     Args:
-        source: the images; only read.
+        source: the images; not changed.
         target: the copy; a new folder, or one from an earlier run with the same settings.
         how: the settings.
         workers: threads.
-        report: called now and then with the number of files done and of all files.
+        report: called after each file with the number of files done and of all files.
 
     Raises:
-        UserError: one folder lies in the other, the copy has other settings, another run is writing it, or the disk is
-            full.
+        UserError: one folder is inside the other, the copy has other settings, another process writes to it, or the
+            disk is full.
     """
     _refuse_nesting(source, target)
     with _claim(target, source, how):
@@ -99,7 +99,7 @@ def shrink_folder(
                     if reason:
                         left_out.append((name, reason))
                     report(counts.total(), len(files))
-            except BaseException as error:  # Ctrl-C: files in work are finished, the rest is for the next run
+            except BaseException as error:  # Ctrl-C: started files are finished, the others are left to the next run
                 threads.shutdown(cancel_futures=True)
                 if isinstance(error, OSError):
                     raise UserError(
@@ -116,7 +116,7 @@ Job = tuple[str, Callable[..., Future[tuple[Outcome, str]]], Path, Path]
 
 
 def _in_flight(jobs: Iterable[Job], how: Shrinking, most: int) -> Iterator[tuple[str, Future[tuple[Outcome, str]]]]:
-    """Run ``most`` jobs at once, and yield each when it is done, so that a million of them take no memory."""
+    """Run at most ``most`` jobs at once, and yield each when it is done, so that a million jobs take little memory."""
     jobs = iter(jobs)
     running: dict[Future[tuple[Outcome, str]], str] = {}
     while True:
@@ -130,7 +130,7 @@ def _in_flight(jobs: Iterable[Job], how: Shrinking, most: int) -> Iterator[tuple
 
 
 def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, str]:
-    """Make the copy of one file: the outcome, and why the file is left out if it is."""
+    """Make the copy of one file; return the outcome, and the reason if the file is left out."""
     if original.suffix.lower() not in EXTENSIONS or original.name.startswith("."):
         return "left out", "no image"
     if copy.exists() and copy.stat().st_size:  # a crash of the machine may leave an empty file
@@ -148,7 +148,7 @@ def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, st
 
 
 def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
-    """The bytes of the smaller image; None if the original is copied unchanged. Raises if it cannot be read."""
+    """The bytes of the smaller image; None: copy the original. Raises an exception if the file cannot be read."""
     with original.open("rb") as file:
         if original.suffix.lower() == ".npy":
             if reason := check(file):
@@ -157,12 +157,12 @@ def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
         with Image.open(file) as image:
             if _can_shrink(image, how):
                 return _encode(shrink(image, how), str(image.format), how.quality)
-            image.load()  # raises for a damaged file, which would fail only in training
+            image.load()  # raises for a damaged file, which would otherwise fail in training
     return None
 
 
 def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
-    """Resize an opened image, upright, to a short side of ``how.short_side``; the long side is rounded."""
+    """Resize an opened image to a short side of ``how.short_side``, and turn it upright; the long side is rounded."""
     profile, tags = image.info.get("icc_profile"), image.getexif()
     scale = how.short_side / min(image.size)
     width, height = (max(how.short_side, round(side * scale)) for side in image.size)
@@ -174,20 +174,21 @@ def shrink(image: Image.Image, how: Shrinking) -> Image.Image:
             image = image.convert(_INDEXED[image.mode][int("transparency" in image.info)])
         smaller = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=_GAP)
     smaller.getexif().update(tags)
-    smaller = ImageOps.exif_transpose(smaller)  # after resizing, because turning a large image takes long
+    smaller = ImageOps.exif_transpose(smaller)  # after resizing, because turning a large image takes longer
     smaller.info["icc_profile"] = profile
     return smaller
 
 
 def _can_shrink(image: Image.Image, how: Shrinking) -> bool:
-    """Whether the image is larger than ``how.short_side``, and can be resized without losing anything else."""
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's MPO holds a picture and previews
+    """Whether the image is larger than ``how.short_side``, and loses nothing but pixels when it is resized."""
+    # the other frames of a phone's MPO are previews
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     is_known = image.format in _FORMATS and (image.mode in _MODES or image.mode in _INDEXED)
     return is_known and frames == 1 and min(image.size) > how.short_side
 
 
 def _encode(image: Image.Image, image_format: str, quality: int) -> bytes:
-    """An image in the format of its original, with its colour profile and no other tags."""
+    """Encode an image in the format of its original, with its colour profile and no other tags."""
     settings: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
     if image_format in ("JPEG", "MPO", "WEBP"):
         settings["quality"] = quality
@@ -232,7 +233,7 @@ def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
 
 
 def _walk(source: Path) -> Iterator[str]:
-    """Every file below a folder, in the order of their names; linked folders are followed, except in circles."""
+    """All files below a folder, in the order of their names; linked folders are followed, but not in circles."""
     for folder, subfolders, names in os.walk(source, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
         below = (name for name in subfolders if not here.startswith(os.path.join(os.path.realpath(here + name), "")))

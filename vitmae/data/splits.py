@@ -1,7 +1,7 @@
-"""What a source returns: its splits, each read in one of two ways.
+"""What a source returns: its splits, each of one of two kinds.
 
-`FixedSizeImages` have one size and are read many at once: from a tensor, or by drawing them. `EncodedImages`
-are files, or bytes in a table, that are decoded and cropped one by one.
+`FixedSizeImages` have one size and are read many at once: from a tensor, or by drawing them. `EncodedImages` are files,
+or bytes in a table, that are decoded and cropped one by one.
 
 Shapes: N images of a split, B of them, C channels, H W height and width.
 """
@@ -18,7 +18,7 @@ from vitmae.data.cache import digest
 from vitmae.errors import UserError
 
 Paths = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
-"""Where a set lies: one place, several, or one for each of train, val and test."""
+"""The paths of a set: one, several, or one for each of train, val and test."""
 
 
 class Images(ABC):
@@ -35,7 +35,7 @@ class Images(ABC):
 
     @abstractmethod
     def fingerprint(self, sample: Sequence[int]) -> str:
-        """A key that changes with the images: of files, with their list and with those of a sample of them."""
+        """A hash that changes with the images; of files, with their list and with a sample of the files."""
 
 
 class FixedSizeImages(Images):
@@ -56,11 +56,11 @@ class FixedSizeImages(Images):
         """The class of each of their pixels: (B, H, W) uint8.
 
         Raises:
-            UserError: the set has none.
+            UserError: the set has no masks.
         """
 
     def to(self, device: torch.device) -> "FixedSizeImages":
-        """The same images, moved to a device if they can be moved."""
+        """The same images on a device; images that are drawn stay where they are."""
         return self
 
 
@@ -78,7 +78,7 @@ class MemoryImages(FixedSizeImages):
         self._moved: MemoryImages | None = None
 
     def fingerprint(self, sample: Sequence[int]) -> str:
-        """Of all pixels: they are in memory anyway."""
+        """Of all pixels, which are in memory."""
         return digest(tuple(self.images.shape), self.images.cpu().contiguous().numpy().data)
 
     def read(self, indices: Tensor) -> Tensor:
@@ -86,11 +86,11 @@ class MemoryImages(FixedSizeImages):
         return self.images.index_select(0, indices.to(self.images.device))
 
     def read_masks(self, indices: Tensor) -> Tensor:
-        """No set in memory has masks."""
+        """Raise an error: no set in memory has masks."""
         raise UserError("this set has no per-pixel classes: use data=shapes, or data=folder with data.source.masks")
 
     def to(self, device: torch.device) -> "MemoryImages":
-        """The whole set on a device, where crops and flips are cheap; copied there once."""
+        """The whole set on a device, where crops and flips are fast; it is copied once."""
         if self.images.device == device:
             return self
         if self._moved is None or self._moved.images.device != device:
@@ -122,7 +122,7 @@ class RenderedImages(FixedSizeImages):
         return self.render(indices)[0]
 
     def read_masks(self, indices: Tensor) -> Tensor:
-        """Draw the images at ``indices`` and keep where the shapes are."""
+        """Draw the images at ``indices`` and return the class of each pixel."""
         return self.render(indices)[1]
 
 
@@ -133,7 +133,7 @@ class EncodedImages(Images):
         labels: (N,) int64.
 
     Attributes:
-        failed: (N,) bool, which of them proved unreadable; in memory that workers share.
+        failed: (N,) bool, which images could not be read so far; in memory that workers share.
         has_masks: whether `open_mask` works.
     """
 
@@ -156,12 +156,12 @@ class EncodedImages(Images):
         """The file of an image's per-pixel classes, itself an image.
 
         Raises:
-            UserError: it has none.
+            UserError: the image has no mask.
         """
 
 
 class Stats(NamedTuple):
-    """What images are normalised with.
+    """Mean and standard deviation of images.
 
     Attributes:
         mean: one value per channel, of pixels in [0, 1].
@@ -179,10 +179,10 @@ class Splits:
     Attributes:
         train: what is trained on.
         val: what is validated on; None: a part of the training images is set aside.
-        test: what is scored once, at the end.
+        test: what is scored at the end.
         class_names: one per class, in the order of the labels; None without labels.
         stats: None if they must be measured.
-        num_mask_classes: of the per-pixel classes, the background among them; None without masks.
+        num_mask_classes: of the per-pixel classes, with the background; None without masks.
     """
 
     train: Images
@@ -200,10 +200,10 @@ class Source(Protocol):
         """Find the set, and load it if it is small.
 
         Args:
-            path: its place on disk; unused by a set that is drawn or installed.
+            path: of the set on disk; None for a set that is drawn or installed.
             img_size: (h, w) of the model; a set that is drawn is drawn in this size.
             in_chans: channels that images must have.
 
         Raises:
-            UserError: it is not there, or not such a set.
+            UserError: the set is missing, or has another layout.
         """

@@ -1,13 +1,13 @@
 """Mean and standard deviation of a set, per channel, of pixels in [0, 1]: measured exactly, on integers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vitmae.data.cache import digest, remember
-from vitmae.data.loader import Loader, Requests
+from vitmae.data.part_loader import PartLoaders
 from vitmae.data.samplers import OrderedRequests
 from vitmae.data.splits import EncodedImages, MemoryImages, Stats
 from vitmae.data.subsets import Part
@@ -18,7 +18,7 @@ _LEAST_STD = 1 / 255  # of a constant channel, so that a pixel that differs is n
 
 
 def measure(batches: Iterable[Tensor]) -> Stats:
-    """Measure images: each (B, C, H, W) uint8. The sums are integers, so batching and order change no digit."""
+    """Measure batches (B, C, H, W) uint8. The sums are integers, so order and size of the batches change nothing."""
     count, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for images in batches:
         values = images.to(torch.int32)
@@ -32,28 +32,20 @@ def measure(batches: Iterable[Tensor]) -> Stats:
 
 
 def choose_statistics(
-    setting: Literal["auto"] | Mapping[str, Any] | None,
-    known: Stats | None,
-    train: Part,
-    in_chans: int,
-    img_size: tuple[int, int],
-    crop_pct: float,
-    load: Callable[[Part, Requests], Loader],
+    setting: Literal["auto"] | Mapping[str, Any] | None, known: Stats | None, train: Part, loaders: PartLoaders
 ) -> Stats:
-    """The statistics of a set: those that are given, those that are known of it, or measured ones.
+    """The statistics of a set: those that the setting gives, those that the source knows, or measured ones.
 
     Args:
         setting: ``data.stats``.
-        known: of the set.
-        train: its training images, of which sets in memory are measured whole and others in part, once.
-        in_chans: C.
-        img_size: (h, w) in which images are seen.
-        crop_pct: the share of the shorter side that is seen.
-        load: makes batches of a part as evaluation sees it.
+        known: of the source.
+        train: the training images; in memory they are all measured, otherwise 2,048 of them, once.
+        loaders: makes their batches as evaluation sees them.
 
     Raises:
         UserError: see `given`.
     """
+    in_chans = loaders.in_chans
     if isinstance(setting, Mapping):
         return given(setting, in_chans)
     if setting is None and known and len(known.mean) == in_chans:
@@ -62,10 +54,11 @@ def choose_statistics(
         return measure(train.images.read(some) for some in train.indices.split(4096))
     chosen = torch.linspace(0, len(train.indices) - 1, min(len(train.indices), _MOST_MEASURED)).long()
     part = Part(train.images, train.indices[chosen])
-    loader = load(part, OrderedRequests(len(chosen), 64))
+    loader = loaders.load(part, OrderedRequests(len(chosen), 64))
     if not isinstance(train.images, EncodedImages):
         return measure(batch.images for batch in loader)
-    key = digest(train.images.fingerprint(part.indices.tolist()), img_size, in_chans, crop_pct)
+    fingerprint = train.images.fingerprint(part.indices.tolist())
+    key = digest(fingerprint, loaders.view.size, in_chans, loaders.crop_pct_of(train.images))
     mean, std = remember("stats", key, lambda: measure(batch.images for batch in loader))
     return Stats(tuple(mean), tuple(std))
 
@@ -74,7 +67,7 @@ def given(stats: Mapping[str, Any], in_chans: int) -> Stats:
     """Statistics from the settings: ``{mean: [...], std: [...]}``.
 
     Raises:
-        UserError: they are not one mean and one positive deviation per channel, in the scale of [0, 1].
+        UserError: they are not one mean and one positive deviation per channel, of pixels in [0, 1].
     """
     try:
         mean, std = tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))

@@ -1,8 +1,7 @@
-"""Trivial predictions on the same hidden patches, so that a masked loss means something.
+"""The losses of two trivial predictions on the hidden patches: a useful model must be well below both.
 
-Two of them: the same answer for every patch (the mean, or the class frequencies, of the training set's patches), and
-an answer from the visible patches of the image alone (their mean, or their class frequencies). A model that learnt
-something of images is well below both.
+The first predicts the same for every patch: the mean, or the class frequencies, of the training set's patches. The
+second predicts from the visible patches of the image: their mean, or their class frequencies.
 
 Shapes: B batch, n visible and k hidden patches, P values per patch, M predictions per patch, K classes.
 """
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _PSEUDO_PATCHES = 10.0
-"""How many patches' worth the training set's class frequencies count beside those seen in the image."""
+"""How many patches the training set's class frequencies count for, beside the visible patches of the image."""
 
 
 def mean_over_patches(targets: Iterable[Tensor]) -> Tensor:
@@ -44,7 +43,11 @@ def regression_baselines(visible: Tensor, hidden: Tensor, mean_patch: Tensor, ch
 
 
 def class_frequencies(targets: Iterable[Tensor], num_classes: int) -> Tensor:
-    """How often each class occurs over many batches (B, N, M) -> (K,), each counted once more than seen."""
+    """The frequency of each class over many batches (B, N, M) -> (K,); each class is counted once more than it occurs.
+
+    Raises:
+        ValueError: there is no batch.
+    """
     counts: Tensor | None = None
     for target in targets:
         seen = torch.bincount(target.flatten(), minlength=num_classes)
@@ -55,19 +58,18 @@ def class_frequencies(targets: Iterable[Tensor], num_classes: int) -> Tensor:
 
 
 def classification_baselines(visible: Tensor, hidden: Tensor, frequencies: Tensor) -> dict[str, Tensor]:
-    """Cross-entropies of the training set's class frequencies, and of those among the image's visible patches.
+    """Cross-entropies of the training set's class frequencies, and of those of the image's visible patches.
 
     Args:
         visible: (B, n, M) classes.
         hidden: (B, k, M) classes.
         frequencies: (K,) from `class_frequencies`.
     """
-    seen, asked = visible.flatten(1), hidden.flatten(1)  # (B, n * M), (B, k * M)
-    counts = F.one_hot(seen, len(frequencies)).sum(dim=1)  # (B, K)
-    predictions = visible.shape[2]
-    weight = _PSEUDO_PATCHES * predictions
-    in_image = (counts + weight * frequencies) / (seen.shape[1] + weight)  # (B, K)
+    weight = _PSEUDO_PATCHES * visible.shape[2]
+    visible, hidden = visible.flatten(1), hidden.flatten(1)  # (B, n * M), (B, k * M)
+    counts = F.one_hot(visible, len(frequencies)).sum(dim=1)  # (B, K)
+    in_image = (counts + weight * frequencies) / (visible.shape[1] + weight)  # (B, K)
     return {
-        "loss_mean_patch": -frequencies.log()[asked].mean(),
-        "loss_visible_mean": -in_image.log().gather(1, asked).mean(),
+        "loss_mean_patch": -frequencies.log()[hidden].mean(),
+        "loss_visible_mean": -in_image.log().gather(1, hidden).mean(),
     }

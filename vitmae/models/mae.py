@@ -42,18 +42,18 @@ class MAE(Objective, Reconstructs, HasBaselines):
         optimizer: the recipe (the paper's table 8).
         mean: see `Objective`.
         std: see `Objective`.
-        mask_ratio: share of patches that is hidden.
+        mask_ratio: share of patches that is hidden in training.
         mask_kind: random, block or grid (the paper's table 1f).
-        norm_pix_loss: predict each patch standardised by its own mean and variance; None does so from 16 values per
-            patch up, since the variance of fewer is mostly noise.
-        fixed_positions: 2-D sine-cosine positions in both halves, as the paper; otherwise learned ones.
-        decoder_embed_dim: E; None is the paper's 512 from ViT-B up and the encoder's own width below, where the paper's
-            decoder would be most of the work.
-        decoder_depth: blocks; None is 8 from ViT-B up and 4 below.
-        decoder_num_heads: heads; None is 16 from ViT-B up and the encoder's own below.
+        norm_pix_loss: predict each patch standardised by its own mean and variance; None: only patches of 16 values
+            and more, because the variance of fewer values is mostly noise.
+        fixed_positions: 2-D sine-cosine positions in encoder and decoder, as in the paper; otherwise learned ones.
+        decoder_embed_dim: E; None: the paper's 512 for ViT-B and larger, and D for smaller encoders, for which the
+            paper's decoder would be most of the work.
+        decoder_depth: blocks; None: 8 for ViT-B and larger, 4 for smaller encoders.
+        decoder_num_heads: heads; None: 16 for ViT-B and larger, those of the encoder for smaller ones.
 
     Raises:
-        UserError: on a ratio or a kind of mask that this grid cannot have, or decoder sizes that do not fit.
+        UserError: the patch grid cannot have this ratio or kind of mask, or the decoder's sizes do not fit each other.
     """
 
     title = "masked autoencoder"
@@ -90,7 +90,7 @@ class MAE(Objective, Reconstructs, HasBaselines):
         self.register_buffer("mean_patch", torch.zeros(patch_length(backbone)))
 
     def took_effect(self) -> dict[str, Any]:
-        """The decoder's sizes, as they are in the decoder."""
+        """The decoder's sizes, read from the decoder."""
         return {
             "decoder_embed_dim": self.decoder.embed.out_features,
             "decoder_depth": len(self.decoder.blocks),
@@ -105,19 +105,9 @@ class MAE(Objective, Reconstructs, HasBaselines):
         return metrics if self.training else metrics | self.baselines(images, mask)
 
     def draw_mask(self, keys: Tensor, ratio: float | None = None, kind: MaskKind | None = None) -> Mask:
-        """One mask per key, (B,) int64 -> `Mask`; where nothing else is given, as in training."""
+        """One mask per key: (B,) int64 -> `Mask`; ratio and kind as in training, unless they are given."""
         ratio, kind = self.mask_ratio if ratio is None else ratio, kind or self.mask_kind
         return draw_mask(keys, self.backbone.grid_size, ratio, kind)
-
-    def baselines(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
-        """The loss of two trivial predictions on the same hidden patches: what a useful model must beat."""
-        visible, hidden = self.target(images, mask.ids_keep), self.target(images, mask.ids_hide)
-        return regression_baselines(visible, hidden, self.mean_patch, self.backbone.in_chans)
-
-    def learn_baselines(self, batches: Iterable[Batch]) -> None:
-        """Measure the mean target patch of the training set."""
-        targets = (self.target(self.normalize(b.images), all_ids(b.images, self.backbone)) for b in batches)
-        self.mean_patch.copy_(mean_over_patches(targets))
 
     def loss(self, images: Tensor, mask: Mask) -> Tensor:
         """Mean squared error on hidden patches: normalised images (B, C, H, W) -> scalar."""
@@ -126,20 +116,25 @@ class MAE(Objective, Reconstructs, HasBaselines):
         return (pred.to(target.dtype) - target).square().mean()
 
     def target(self, images: Tensor, ids: Tensor) -> Tensor:
-        """The patches at `ids` as the decoder should predict them: (B, C, H, W), (B, k) -> (B, k, P)."""
+        """What the decoder must predict for the patches at `ids`: (B, C, H, W), (B, k) -> (B, k, P)."""
         patches = gather_tokens(patchify(images, self.backbone.patch_size), ids)
         return standardize_patches(patches) if self.norm_pix_loss else patches
 
     def encode(self, images: Tensor, mask: Mask) -> Tensor:
-        """Encode the visible patches and nothing else: (B, C, H, W) -> (B, prefix + n, D)."""
+        """Encode the visible patches only: (B, C, H, W) -> (B, prefix + n, D)."""
         tokens = self.backbone.patch_embed(images, mask.ids_keep)  # (B, n, D)
         tokens = tokens + gather_tokens(self.backbone.pos_embed, mask.ids_keep)
         return self.backbone.encode(tokens)  # (B, prefix + n, D)
 
     def reconstruct(self, images: Tensor, mask: Mask | Tensor) -> Tensor:
-        """Predict every patch from the visible ones: (B, C, H, W) -> (B, N, P), in the target's own units.
+        """Predict every patch from the visible ones: (B, C, H, W) -> (B, N, P), in the units of the target.
 
-        `mask` may be a user's own: bool (B, N) or (B, grid_h, grid_w), True means hidden.
+        Args:
+            images: normalised.
+            mask: a `Mask`, or a user's own: bool (B, N) or (B, grid_h, grid_w), True means hidden.
+
+        Raises:
+            UserError: the mask has another number of patches.
         """
         mask = self._own_mask(mask)
         return self.decoder(self.encode(images, mask), mask, all_ids(images, self.backbone))  # (B, N, P)
@@ -150,8 +145,18 @@ class MAE(Objective, Reconstructs, HasBaselines):
         squared = (pred.float() - self.target(images, mask.ids_hide)).square().mean(dim=2)  # (B, N - n)
         return torch.full(mask.mask.shape, float("nan"), device=images.device).scatter(1, mask.ids_hide, squared)
 
+    def baselines(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """The losses of two trivial predictions on the same hidden patches, see `vitmae.models.baselines`."""
+        visible, hidden = self.target(images, mask.ids_keep), self.target(images, mask.ids_hide)
+        return regression_baselines(visible, hidden, self.mean_patch, self.backbone.in_chans)
+
+    def learn_baselines(self, batches: Iterable[Batch]) -> None:
+        """Measure the mean target patch of the training set."""
+        targets = (self.target(self.normalize(b.images), all_ids(b.images, self.backbone)) for b in batches)
+        self.mean_patch.copy_(mean_over_patches(targets))
+
     def _own_mask(self, mask: Mask | Tensor) -> Mask:
-        """A user's mask, which must be for this grid."""
+        """A mask in either form -> a `Mask` for this grid."""
         own = mask if isinstance(mask, Mask) else mask_from_tensor(mask)
         if own.mask.shape[1] != self.backbone.num_patches:
             raise UserError(
@@ -164,8 +169,8 @@ class MAE(Objective, Reconstructs, HasBaselines):
     def panel(self, batch: Batch, mask: Mask | Tensor | None = None) -> Panel:
         """What a reconstruction picture shows.
 
-        A standardised prediction says nothing of a patch's brightness and contrast. Those of the hidden patches would
-        leak the answer into the picture, so the mean and contrast of the visible ones are used for all.
+        A standardised prediction does not contain a patch's brightness and contrast. Those of the hidden patches would
+        leak the answer into the picture. So all patches get the mean and the contrast of the visible ones.
         """
         mask = self._own_mask(self.draw_mask(batch.keys) if mask is None else mask)
         images = self.normalize(batch.images)
@@ -201,7 +206,7 @@ class MAE(Objective, Reconstructs, HasBaselines):
 
     @property
     def predicts(self) -> str:
-        """In which units the decoder answers."""
+        """The units of the decoder's output."""
         return "patches standardised by their own mean and variance" if self.norm_pix_loss else "normalised pixels"
 
     def describe(self) -> dict[str, str]:
@@ -213,7 +218,7 @@ class MAE(Objective, Reconstructs, HasBaselines):
         }
 
     def macs(self) -> int:
-        """Visible patches are projected and encoded, all are decoded, hidden ones are predicted."""
+        """Visible patches are projected and encoded, all patches are decoded, hidden ones are predicted."""
         backbone, decoder, hidden = self.backbone, self.decoder, self.num_hidden
         visible, prefix = backbone.num_patches - hidden, backbone.num_prefix_tokens
         return (
@@ -225,7 +230,17 @@ class MAE(Objective, Reconstructs, HasBaselines):
 
 
 class Decoder(nn.Module):
-    """Transformer blocks on visible latents and mask tokens; CLS takes part and its output is dropped."""
+    """Transformer blocks on the latents of visible patches and on mask tokens.
+
+    Prefix tokens take part, and their outputs are dropped.
+
+    Args:
+        backbone: the encoder.
+        fixed_positions: see `MAE`.
+        embed_dim: E, see `MAE`.
+        depth: see `MAE`.
+        num_heads: see `MAE`.
+    """
 
     pos_embed: Tensor
 
@@ -261,7 +276,7 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
         """Predict the patches at `ids`: latent (B, prefix + n, D), ids (B, k) -> (B, k, P).
 
-        The last block computes these patches and no others.
+        The last block computes these patches only.
         """
         prefix = self.num_prefix_tokens
         tokens = self.embed(latent)  # (B, prefix + n, E)

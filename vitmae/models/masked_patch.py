@@ -4,8 +4,7 @@
 
 BERT's objective on patches. The encoder sees the full length; there is no decoder. Only corrupted patches are scored.
 
-Shapes: B batch, C channels, H W image, N patches, k corrupted patches, D width, M predictions per patch, K colour
-bins,
+Shapes: B batch, C channels, H W image, N patches, k corrupted patches, D width, M predictions per patch, K colour bins,
 P = patch_h * patch_w * C.
 """
 
@@ -17,7 +16,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitmae.backbones.backbone import Backbone, patch_length
+from vitmae.backbones.backbone import Backbone, all_ids, patch_length
 from vitmae.batch import Batch
 from vitmae.errors import UserError
 from vitmae.limits import check_arguments
@@ -40,7 +39,7 @@ _CELLS = 4  # downsampled_color predicts a 4 x 4 miniature
 
 
 class MaskedPatch(Objective, DrawsPanel, HasBaselines):
-    """Predict what corrupted patches looked like, each from its own output token.
+    """Predict what each corrupted patch looked like, from its own output token.
 
     Args:
         backbone: the encoder.
@@ -53,7 +52,7 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
             ``pixels``, regression of the whole patch. Pixels are those of [0, 1], never normalised.
 
     Raises:
-        UserError: on a ratio that corrupts all or nothing, or a target these images cannot have.
+        UserError: the ratio corrupts all patches or none, or the images cannot have this target.
     """
 
     title = "masked patch prediction"
@@ -98,24 +97,24 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
         self.register_buffer("constant", torch.zeros(constant))
 
     def took_effect(self) -> dict[str, str]:
-        """The target, which as an attribute would hide the method of this name."""
+        """The target; as an attribute it would hide the method of this name."""
         return {"target": self.target_kind}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss and, where the target is a class, accuracy over the corrupted patches of the batch."""
+        """The loss over the corrupted patches of the batch, and their accuracy if the target is a class."""
         corruption = draw_corruption(batch.keys, self.backbone.num_patches, self.mask_ratio)
         logits = self.predict(self.normalize(batch.images), corruption, corruption.ids).float()
         target = self.target(batch.images)  # (B, N, M) or (B, N, P)
-        wanted = gather_tokens(target, corruption.ids)  # (B, k, M) or (B, k, P)
+        hidden = gather_tokens(target, corruption.ids)  # (B, k, M) or (B, k, P)
         if self.target_kind == "pixels":
-            metrics = {"loss": (logits - wanted).square().mean()}
+            metrics = {"loss": (logits - hidden).square().mean()}
         else:
             logits = logits.unflatten(2, (-1, self.num_bins))  # (B, k, M, K)
             metrics = {
-                "loss": F.cross_entropy(logits.flatten(0, 2), wanted.flatten()),
-                "acc1": (logits.argmax(dim=-1) == wanted).float().mean(),
+                "loss": F.cross_entropy(logits.flatten(0, 2), hidden.flatten()),
+                "acc1": (logits.argmax(dim=-1) == hidden).float().mean(),
             }
-        return metrics if self.training else metrics | self.baselines(target, corruption, wanted)
+        return metrics if self.training else metrics | self.baselines(target, corruption, hidden)
 
     def predict(self, images: Tensor, corruption: Corruption, ids: Tensor) -> Tensor:
         """The head's output at `ids`: normalised images (B, C, H, W), ids (B, k) -> (B, k, outputs)."""
@@ -137,16 +136,16 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
             classes = classes * _LEVELS + levels[:, channel : channel + 1]
         return patchify(classes, (cells, cells))  # (B, N, M)
 
-    def baselines(self, target: Tensor, corruption: Corruption, wanted: Tensor) -> dict[str, Tensor]:
-        """The loss of two trivial predictions on the same corrupted patches."""
+    def baselines(self, target: Tensor, corruption: Corruption, hidden: Tensor) -> dict[str, Tensor]:
+        """The losses of two trivial predictions on the same corrupted patches, see `vitmae.models.baselines`."""
         intact = (~corruption.mask).nonzero()[:, 1].view(len(target), -1)  # (B, N - k)
         visible = gather_tokens(target, intact)
         if self.target_kind == "pixels":
-            return regression_baselines(visible, wanted, self.constant, self.backbone.in_chans)
-        return classification_baselines(visible, wanted, self.constant)
+            return regression_baselines(visible, hidden, self.constant, self.backbone.in_chans)
+        return classification_baselines(visible, hidden, self.constant)
 
     def learn_baselines(self, batches: Iterable[Batch]) -> None:
-        """Measure the mean patch, or how often each class occurs, in the training set."""
+        """Measure the mean patch, or the frequency of each class, of the training set."""
         targets = (self.target(batch.images) for batch in batches)
         constant = (
             mean_over_patches(targets) if self.target_kind == "pixels" else class_frequencies(targets, self.num_bins)
@@ -155,11 +154,12 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
 
     @torch.no_grad()
     def panel(self, batch: Batch) -> Panel:
-        """What a reconstruction picture shows: classes are painted in the middle colour of their bin."""
+        """What a reconstruction picture shows; a class is painted in the middle colour of its bin."""
         backbone = self.backbone
         corruption = draw_corruption(batch.keys, backbone.num_patches, self.mask_ratio)
-        ids = torch.arange(backbone.num_patches, device=batch.images.device).expand(len(batch.images), -1)
-        output = self.predict(self.normalize(batch.images), corruption, ids).float()  # (B, N, outputs)
+        output = self.predict(
+            self.normalize(batch.images), corruption, all_ids(batch.images, backbone)
+        ).float()  # (B, N, outputs)
         original = batch.images.float() / 255
         patches = patchify(original, backbone.patch_size)  # (B, N, P)
         seen = gather_tokens(patches, corruption.source).masked_fill(corruption.masked[..., None], 0.5)
@@ -180,11 +180,11 @@ class MaskedPatch(Objective, DrawsPanel, HasBaselines):
 
     @property
     def predicts(self) -> str:
-        """The target's name."""
+        """The target."""
         return f"{self.target_kind} of corrupted patches"
 
     def describe(self) -> dict[str, str]:
-        """What is corrupted and what is predicted of it."""
+        """What is corrupted and what is predicted."""
         return {
             "corrupted": f"{self.num_hidden} of {self.backbone.num_patches} patches ({self.mask_ratio:g})",
             "target": self.target_kind,

@@ -1,7 +1,7 @@
-"""What all objectives share: normalise, step, log, optimise. What they learn is in their own files.
+"""What all objectives share: normalise, step, log, optimise. The way from images to the loss is in their own files.
 
-An objective also describes itself, so that no other room has to know it: see `Objective`, and for what it can do beyond
-learning `vitmae.models.protocols`.
+An objective also describes itself, so no other room has to know its class: see `Objective`, and
+`vitmae.models.protocols` for what it can do besides training.
 """
 
 from abc import ABC, abstractmethod
@@ -24,22 +24,25 @@ from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
 
 
 class Objective(LightningModule, ABC):
-    """A backbone with something to learn.
+    """A backbone with a loss to train it.
 
     Args:
-        backbone: the seam.
+        backbone: the encoder.
         optimizer: the recipe.
-        mean: of the data, per channel, of pixels in [0, 1]; part of the checkpoint, so that it cannot be lost.
-        std: the standard deviation of the same pixels, per channel; part of the checkpoint too.
+        mean: of the data, per channel, of pixels in [0, 1]; saved in the checkpoint.
+        std: the standard deviation of the same pixels, per channel; saved in the checkpoint too.
+
+    Raises:
+        UserError: the statistics have another number of channels than the images.
 
     Attributes:
-        title: what it is called, for tables and model cards.
+        title: its name in tables and model cards.
         paper: the address of the paper that it follows.
-        needs_labels: whether it learns from labels.
-        published_as: the public architecture whose files hold all of it; None: they hold its encoder alone.
-        monitor: the logged value that tells the best checkpoint, and whether less or more is better.
-        last_metrics: of the last training step, detached; a callback logs it every few steps, since logging
-            each step from here costs more than a small model's step.
+        needs_labels: whether its loss needs labels.
+        published_as: the public architecture whose files can hold all of it; None: they can hold its encoder only.
+        monitor: the logged value that decides which checkpoint is best, and ``min`` or ``max``.
+        last_metrics: of the last training step, detached; a callback logs them every few steps, because logging in
+            each step takes longer than a step of a small model.
     """
 
     title: ClassVar[str]
@@ -69,59 +72,59 @@ class Objective(LightningModule, ABC):
     @property
     @abstractmethod
     def predicts(self) -> str:
-        """What its output is a prediction of, in a few words."""
+        """What is predicted, in a few words, for model cards and bundles."""
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """The settings of its own that took effect, read from what was built: name -> value, in words."""
+        """Its own settings that took effect, read from the built modules: name -> value in words."""
 
     @abstractmethod
     def macs(self) -> int:
         """Multiply-accumulates of one image's forward pass in training, see `vitmae.backbones.macs`."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> float32 or wider with the data's mean and deviation taken out."""
+        """Standardise by the data's statistics: (B, C, H, W) uint8 -> (B, C, H, W) float32 or wider."""
         dtype = torch.promote_types(torch.float32, self.mean.dtype)
         return images.to(dtype, copy=True).sub_(self.mean * 255).div_(self.std * 255)
 
     def unnormalize(self, images: Tensor) -> Tensor:
-        """The inverse of `normalize`, to [0, 1]: (B, C, H, W) -> (B, C, H, W), not clipped."""
+        """The inverse of `normalize`, to pixels in [0, 1], not clipped: (B, C, H, W) -> (B, C, H, W)."""
         return images * self.std + self.mean
 
     def setup(self, stage: str) -> None:
-        """Choose the kernels and the allocator's ways that are fast here."""
+        """Choose what is fast on this device: the kernels, and the allocator's settings."""
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         choose_kernels(self, in_cpu_bf16=on_cpu and "bf16" in str(self.trainer.precision))
         if on_cpu:
             keep_freed_memory()
 
     def compile_blocks(self) -> None:
-        """torch.compile each transformer block: they share one shape, so one compilation serves all of them."""
+        """torch.compile each transformer block; blocks of one shape share one compilation."""
         for module in self.modules():
             if isinstance(module, Block | timm_layers.Block):
                 module.compile()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; dropout, drop path and mixup draw from the batch's own key, so a resumed run draws the same."""
+        """The loss of a batch; dropout, drop path and mixup draw from its key, so a resumed run draws the same."""
         seed(batch.key, batch.images.device)
         metrics = self.measure(batch)
         self.last_metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Held-out values, averaged over images and ranks."""
+        """Log the held-out values, averaged over all images of all ranks."""
         values = {f"val/{name}": value for name, value in self.measure(batch).items()}
         self.log_dict(
             values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True, add_dataloader_idx=False
         )
 
     def layer_of(self, name: str) -> int:
-        """The layer of a parameter, for layer decay: the backbone's own count, and the full rate for all else."""
+        """The layer of a parameter, for layer decay: see `Backbone.layer_of`; depth + 1 outside the backbone."""
         inner = name.removeprefix("backbone.")
         return self.backbone.layer_of(inner) if inner != name else self.backbone.depth + 1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The recipe at this run's length and batch."""
+        """The optimiser and the schedule of the recipe, for this run's length and effective batch."""
         total_steps, steps_per_epoch, effective_batch = self.run_length()
         peak_lr = self.optimizer.peak_lr(effective_batch)
         warmup_steps = self.optimizer.warmup_steps(total_steps, steps_per_epoch)
@@ -131,7 +134,7 @@ class Objective(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def run_length(self) -> tuple[int, float, int]:
-        """(optimiser steps of the run, those of an epoch, images per optimiser step) of the attached trainer."""
+        """Of the attached trainer: optimiser steps of the run, optimiser steps per epoch, images per optimiser step."""
         trainer = self.trainer
         total_steps = int(trainer.estimated_stepping_batches)
         accumulate = trainer.accumulate_grad_batches
@@ -141,7 +144,7 @@ class Objective(LightningModule, ABC):
 
 
 def as_objective(module: LightningModule) -> Objective:
-    """What this project's callbacks are given by Lightning, under its type."""
+    """A module under the type that it has in this project: Lightning passes callbacks a `LightningModule`."""
     assert isinstance(module, Objective), f"{type(module).__name__} is no objective"
     return module
 
@@ -149,7 +152,7 @@ def as_objective(module: LightningModule) -> Objective:
 def training_flops(objective: Objective) -> int:
     """FLOPs of one image in one training step: 2 per multiply-accumulate, forward once and backward twice as much.
 
-    The convention of https://arxiv.org/abs/2204.02311 (appendix B): what is recomputed, as by gradient checkpointing,
-    does not count, nor is anything taken off for what is frozen.
+    The convention of https://arxiv.org/abs/2204.02311 (appendix B): recomputing, as in gradient checkpointing, does not
+    count, and frozen layers count as all others.
     """
     return 6 * objective.macs()

@@ -1,7 +1,7 @@
-"""What an objective can do beyond learning, declared by inheritance: `class MAE(Objective, Reconstructs)`.
+"""What an objective can do besides training, declared by inheritance: `class MAE(Objective, Reconstructs)`.
 
-Other rooms ask with `declared` or `declares`, and never for a class, a name or an attribute: an objective of a user's
-own that declares the same is treated the same.
+Other rooms ask with `declared` or `declares`, and never test a class, a name or an attribute. So a user's own objective
+that declares the same is treated the same.
 
 Shapes: B batch, C channels, H W image, N patches, n visible patches, D width, K classes.
 """
@@ -26,7 +26,7 @@ class Panel(NamedTuple):
         masked: what the model sees.
         prediction: what the model predicts, for every patch.
         pasted: the prediction on hidden patches, the original on the others.
-        target: one line that says what the prediction is a prediction of.
+        target: one line that says what is predicted, such as pixels.
     """
 
     original: Tensor
@@ -37,15 +37,15 @@ class Panel(NamedTuple):
 
 
 class DrawsPanel(ABC):
-    """Its predictions can be looked at."""
+    """Can draw its predictions."""
 
     @abstractmethod
     def panel(self, batch: Batch) -> Panel:
-        """What it hides and predicts of a batch; the batch's keys decide what is hidden."""
+        """What is hidden and predicted of a batch; the batch's keys decide what is hidden."""
 
 
 class Reconstructs(DrawsPanel):
-    """It predicts what a mask hides, whatever mask it is given."""
+    """Predicts what any given mask hides."""
 
     @abstractmethod
     def draw_mask(self, keys: Tensor, ratio: float | None = None, kind: MaskKind | None = None) -> Mask:
@@ -53,39 +53,39 @@ class Reconstructs(DrawsPanel):
 
         Args:
             keys: see `vitmae.randomness`.
-            ratio: share of patches that is hidden; None: that of its training.
-            kind: random, block or grid; None: that of its training.
+            ratio: share of patches that is hidden; None: as in training.
+            kind: random, block or grid; None: as in training.
 
         Raises:
-            UserError: this grid has no such mask.
+            UserError: the patch grid has no such mask.
         """
 
     @abstractmethod
     def panel(self, batch: Batch, mask: Mask | Tensor | None = None) -> Panel:
-        """What a mask hides of a batch, and what is predicted there.
+        """What a mask hides of a batch, and what is predicted.
 
         Args:
-            batch: its labels are not looked at, and its keys only where there is no mask.
+            batch: its labels are not used, and its keys only without a mask.
             mask: a `Mask`, or bool (B, N) or (B, grid_h, grid_w), True means hidden; None: drawn from the batch's keys.
 
         Raises:
-            UserError: the mask is for another grid.
+            UserError: the mask has another number of patches.
         """
 
     @abstractmethod
     def errors(self, images: Tensor, mask: Mask) -> Tensor:
         """Mean squared error of each hidden patch, nan where visible: normalised images (B, C, H, W) -> (B, N).
 
-        The unit is that of the target that it was trained on.
+        The unit is that of the training target.
         """
 
 
 class Classifies(ABC):
-    """It names whole images.
+    """Classifies whole images.
 
     Attributes:
         num_classes: K.
-        pool: what its head reads: ``cls``, ``avg``, ``map``, or a word of its own; shown beside its scores.
+        pool: what its head reads: ``cls``, ``avg``, ``map`` or another word; shown beside its scores.
     """
 
     num_classes: int
@@ -105,15 +105,15 @@ class Classifies(ABC):
 
 
 class HasBaselines(ABC):
-    """It logs the loss of trivial predictions beside its own, and has to measure them first."""
+    """Logs the losses of trivial predictions, which it measures on training images first."""
 
     @abstractmethod
     def learn_baselines(self, batches: Iterable[Batch]) -> None:
-        """Measure on training images, unaugmented, what the trivial predictions need."""
+        """Measure what the trivial predictions need, on training images without augmentation."""
 
 
 def declared(objective: object, protocol: type[T]) -> T | None:
-    """The objective as what it declares to be; None if it does not."""
+    """The objective under the type of a protocol; None if it does not declare it."""
     return objective if isinstance(objective, protocol) else None
 
 

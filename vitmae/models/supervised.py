@@ -2,7 +2,7 @@
 
     images -> patches -> encoder -> pool -> linear head, zero at first -> classes
 
-From scratch, or fine-tuning (`backbone.weights`) as a whole, in part or, with all frozen, the head alone.
+It trains from scratch, or fine-tunes `backbone.weights`: the whole model, its last blocks, or the head alone.
 
 Shapes: B batch, C channels, H W image, N patches, D width, K classes.
 """
@@ -41,14 +41,15 @@ class Supervised(Objective, Classifies):
             average, as the published MAE fine-tuning does; ``map`` is attention pooling with one learned query.
         label_smoothing: share of the target spread over all classes.
         mixup: alpha of mixup, 0 for none.
-        cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, at even odds.
+        cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, with equal probability.
         fixed_positions: 2-D sine-cosine positions instead of learned ones.
-        freeze: how many of the first blocks are kept as they are, the embeddings with them (partial fine-tuning,
+        freeze: how many of the first blocks are frozen, together with the embeddings (partial fine-tuning,
             https://arxiv.org/abs/2111.06377, figure 9); all is a linear probe; 0 freezes nothing.
-        head_init_std: of the head's weights at first, a truncated normal; 0, the ViT paper's, starts at chance exactly.
+        head_init_std: standard deviation of the head's initial weights, a truncated normal; 0, as in the ViT paper,
+            gives every class the same probability.
 
     Raises:
-        UserError: if there are no labels, no CLS token to pool, or not as many blocks to freeze.
+        UserError: the data has no labels, the backbone no CLS token to pool, or fewer blocks than `freeze`.
     """
 
     title = "supervised ViT"
@@ -97,16 +98,16 @@ class Supervised(Objective, Classifies):
         if head_init_std:
             nn.init.trunc_normal_(self.head.weight, std=head_init_std)
         mixes = ((MixUp, mixup), (CutMix, cutmix))
-        with torch.device("cpu"):  # a mix draws from a distribution, which has to have values also on the meta device
+        with torch.device("cpu"):  # the distribution of a mix needs values, which the meta device does not have
             self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
 
     def took_effect(self) -> dict[str, Any]:
-        """Settings that are kept under another name."""
+        """Settings that are stored under another name, see `vitmae.training.accounting`."""
         alphas = {type(mix).__name__.lower(): mix.alpha for mix in self.mixes}
         return {"mixup": 0.0, "cutmix": 0.0, "freeze": self.frozen} | alphas
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy in training; held out also top-1 and top-5, without mixing or smoothing."""
+        """The cross-entropy; on held-out images without mixing and smoothing, and with top-1 and top-5 accuracy."""
         images = self.normalize(batch.images)  # (B, C, H, W)
         if self.training:
             images, target = self.mix(images, batch.labels)
@@ -120,9 +121,9 @@ class Supervised(Objective, Classifies):
         }
 
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix each image with its neighbour in the batch: labels (B,) -> soft targets (B, K), or as they are.
+        """Mix pairs of images of the batch: labels (B,) -> soft targets (B, K); without a mix, both stay as they are.
 
-        torchvision's mixes draw from torch's generator, which the step has seeded with the batch's own key.
+        torchvision's mixes draw from torch's generator, which `training_step` seeds with the batch's key.
         """
         if not self.mixes:
             return images, labels
@@ -131,7 +132,9 @@ class Supervised(Objective, Classifies):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> logits (B, K)."""
-        cls = images.new_zeros(len(images), 1, dtype=torch.long) if self.pool == "cls" else None  # all that is read
+        cls = (
+            images.new_zeros(len(images), 1, dtype=torch.long) if self.pool == "cls" else None
+        )  # the head reads no other token
         return self.head(self.pooled(self.backbone(images, cls)))
 
     def pooled(self, latent: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ class Supervised(Objective, Classifies):
         return self.fc_norm(patches.mean(dim=1)) if self.pool == "avg" else self.attn_pool(patches)
 
     def describe(self) -> dict[str, str]:
-        """What is frozen, what is done to labels, and how the head begins."""
+        """What is frozen, how labels are mixed and smoothed, and what the head reads."""
         backbone = self.backbone
         trained = [backbone.layer_of(name) for name, p in backbone.named_parameters() if p.requires_grad]
         frozen = f"embeddings and the first {min(trained) - 1} of {backbone.depth} blocks" if trained else ""

@@ -1,4 +1,4 @@
-"""How methods compare: accuracies with their seeds, and held-out curves."""
+"""Comparisons of methods: accuracies with their seeds, and held-out curves."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +11,12 @@ COLOURS = ("#4c566a", "#d08770", "#2e7d6b", "#5e81ac", "#b48ead")
 def accuracy_figure(
     values: Mapping[str, Mapping[str, Sequence[float]]], methods: Sequence[str], scored: str = "test"
 ) -> Figure:
-    """A line per probe, a point per seed and a bar at the mean, a colour per method.
+    """One line per probe, one point per seed with a bar at the mean, one colour per method.
 
     Args:
         values: by probe, by method: the accuracy of each seed, in [0, 1].
         methods: in the order of the bars.
-        scored: which images were, for the axis.
+        scored: the split of the scored images, for the axis.
     """
     figure = Figure(figsize=(8, 0.15 * len(values) * (len(methods) + 1) + 1), layout="constrained")
     axis = figure.subplots()
@@ -43,10 +43,10 @@ def accuracy_figure(
 def curves_figure(
     curves: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]], methods: Sequence[str]
 ) -> Figure:
-    """An axis per quantity, a colour per method, a thin line per seed.
+    """One axis per quantity, one colour per method, one thin line per seed.
 
     Args:
-        curves: by the axis' title, by method: for each seed, (epoch, value) pairs; at least one.
+        curves: by the axis' title, by method: for each seed, (epoch, value) pairs; one axis or more.
         methods: all of them, in the order of the colours.
     """
     columns = min(3, len(curves))

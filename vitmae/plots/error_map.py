@@ -1,4 +1,4 @@
-"""Where a prediction is wrong: an image, what was predicted, and the error of each patch.
+"""Where a prediction is wrong: the image, the prediction, and the error of each patch.
 
 Shapes: C channels, H W image, (grid_h, grid_w) patches.
 """
@@ -17,9 +17,9 @@ def error_map_figure(pictures: Mapping[str, Tensor], error: Tensor, title: str, 
 
     Args:
         pictures: by their titles, each (C, H, W) in [0, 1].
-        error: (grid_h, grid_w) squared errors; nan where nothing was predicted.
-        title: of the whole.
-        target: one line that says what the prediction is a prediction of; written on the picture.
+        error: (grid_h, grid_w) squared errors; nan where nothing is predicted.
+        title: of the figure.
+        target: one line that says what is predicted; written on the picture.
     """
     height, width = next(iter(pictures.values())).shape[1:]
     columns = len(pictures) + 1

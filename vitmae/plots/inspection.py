@@ -1,4 +1,4 @@
-"""What a vision transformer has learned, drawn: filters, position similarities, attention distance, rollout.
+"""Pictures of a trained vision transformer: filters, position similarities, attention distance, rollout.
 
 Shapes: B images, L blocks, h heads, N = grid_h * grid_w patches, C channels.
 """
@@ -27,7 +27,7 @@ def filters_figure(filters: Tensor, columns: int = 7) -> Figure:
 
 
 def similarity_figure(similarity: Tensor) -> Figure:
-    """A grid of grids: (N, grid_h, grid_w), each patch's similarity to all, at the place of that patch."""
+    """A grid of grids: (N, grid_h, grid_w), the similarity of each patch to all, at the place of that patch."""
     _, grid_h, grid_w = similarity.shape
     figure = Figure(figsize=(grid_w * 0.55 + 1, grid_h * 0.55 + 0.5), layout="constrained")
     axes = figure.subplots(grid_h, grid_w, squeeze=False)
@@ -44,7 +44,7 @@ def attention_distance_figure(distance: Tensor, everywhere: float) -> Figure:
 
     Args:
         distance: (L, h) in pixels.
-        everywhere: the distance of a head that looks at all patches alike; drawn as a dashed line.
+        everywhere: the distance of a head that looks at all patches equally; drawn as a dashed line.
     """
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axis = figure.subplots()
@@ -54,12 +54,12 @@ def attention_distance_figure(distance: Tensor, everywhere: float) -> Figure:
     axis.axhline(everywhere, color="0.5", linestyle="--", linewidth=1)
     top = 1.1 * max(everywhere, distance.max().item())
     axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, top), xticks=range(1, depth + 1))
-    figure.suptitle("each point is one head; dashed: all patches alike", fontsize=9)
+    figure.suptitle("each point is one head; dashed: all patches equally", fontsize=9)
     return figure
 
 
 def rollout_figure(images: Tensor, rollout: Tensor) -> Figure:
-    """Images above, and below them what their output looked at: (B, C, H, W) in [0, 1], (B, grid_h, grid_w)."""
+    """Images above, and their attention rollout below: (B, C, H, W) in [0, 1], (B, grid_h, grid_w)."""
     count, height, width = len(images), images.shape[2], images.shape[3]
     figure = Figure(figsize=(1.6 * count, 3.2 * height / width + 0.5), layout="constrained")
     axes = figure.subplots(2, count, squeeze=False)

@@ -1,4 +1,4 @@
-"""Reconstruction panels: what was shown to the model, what it predicted, and both together.
+"""Reconstruction panels: what the model sees, what it predicts, and both together.
 
 Shapes: B images, C channels, H W image.
 """
@@ -15,15 +15,15 @@ def reconstruction_figure(
 ) -> Figure:
     """One row per image; columns: original, masked, raw prediction, prediction pasted into the original.
 
-    The raw prediction stands beside the pasted one because visible patches are not trained and look worse in it.
+    The raw prediction has its own column because predictions of visible patches are not trained and look worse.
 
     Args:
         original: (B, C, H, W) in [0, 1], as the other three.
-        masked: what the model saw.
-        prediction: what it predicted, for every patch.
+        masked: what the model sees.
+        prediction: of every patch.
         pasted: the prediction on hidden patches and the original elsewhere.
-        target: one line that says what the prediction is a prediction of; written on the picture.
-        max_images: how many rows at most.
+        target: one line that says what is predicted; written on the picture.
+        max_images: most rows.
     """
     images = [as_picture(column[:max_images]) for column in (original, masked, prediction, pasted)]
     rows = len(images[0])
@@ -42,6 +42,6 @@ def reconstruction_figure(
 
 
 def as_picture(images: Tensor) -> np.ndarray:
-    """What can be shown of any channel count: (B, C, H, W) -> (B, H, W, 3), or (B, H, W) for fewer than 3 channels."""
+    """Images that can be drawn: (B, C, H, W) -> (B, H, W, 3) of the first 3 channels, or (B, H, W) of the first."""
     images = images.detach().float().cpu().clamp(0, 1)
     return (images[:, :3].permute(0, 2, 3, 1) if images.shape[1] >= 3 else images[:, 0]).numpy()

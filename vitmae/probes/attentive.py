@@ -1,9 +1,9 @@
-"""Attentive probe: one query looks at all patch tokens, and a linear layer classifies what it sees.
+"""Attentive probe: one query attends to all patch tokens, and a linear layer classifies the result.
 
     patch tokens -> standardised -> one cross-attention query -> linear layer -> softmax
 
-It measures what all tokens hold, where a pooled probe measures what their mean holds; features of masked prediction
-often do far better here (introduced by Context Autoencoder, https://arxiv.org/abs/2202.03026, as "attentive probing").
+It measures what all tokens contain; a pooled probe measures what their mean contains. Features of masked prediction
+often score far better here (Context Autoencoder, https://arxiv.org/abs/2202.03026, introduced "attentive probing").
 
 Shapes: M images, B batch, N patches, D width, h attention heads of width e = D / h, K classes.
 """
@@ -30,10 +30,10 @@ SWEEP = Sweep(BASE_LRS, EPOCHS, WARMUP_EPOCHS, BATCH_SIZE)
 class AttentiveHead(nn.Module):
     """Cross attention with a single learned query, and a linear layer.
 
-    With one query, neither keys nor values of the N tokens have to be computed. The query meets the tokens
-    through the key weights, q' (W x) = (W' q)' x, and the values' projection is linear, so it is applied to the
-    weighted mean of the tokens: 2 N D h products an image instead of 2 N D D. Biases of keys and values would
-    change nothing that the linear layer's bias does not.
+    With one query, keys and values of the N tokens need not be computed. The query is multiplied by the key weights
+    instead, q' (W x) = (W' q)' x, and the values' projection is linear, so it is applied to the weighted mean of the
+    tokens: 2 N D h products per image instead of 2 N D D. Keys and values have no biases: a bias of the keys has no
+    effect on the softmax, and the linear layer's bias replaces that of the values.
 
     Args:
         standardize: applied to the tokens first.
@@ -82,15 +82,15 @@ def attentive(
 
     Args:
         train: labelled, with patch tokens.
-        val: labelled, with patch tokens; chooses the learning rate.
-        test: labelled, with patch tokens; touched once, by the chosen head.
-        num_heads: of the attention; None for heads of width 64, as in ViT, or one where 64 does not divide D.
+        val: labelled, with patch tokens; the learning rate is chosen on it.
+        test: labelled, with patch tokens; only the chosen head is scored on it.
+        num_heads: of the attention; None: heads of width 64, as in ViT, or one head if D is not divisible by 64.
         sweep: the learning rates of AdamW, and how long and on which batches to train.
         seed: of initial weights and order.
-        device: where to train; tokens stay where they are and come batch by batch.
+        device: where to train; tokens are copied there batch by batch.
 
     Raises:
-        UserError: if labels or patch tokens are missing, or ``num_heads`` does not divide D.
+        UserError: labels or patch tokens are missing, or D is not divisible by ``num_heads``.
     """
     require_labels(train, val, test)
     patches = require_patches(train), require_patches(val), require_patches(test)

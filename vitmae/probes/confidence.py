@@ -1,4 +1,4 @@
-"""How certain an accuracy is: its interval, its spread over seeds, and the record that every probe returns."""
+"""How certain an accuracy is: its interval and its spread over seeds; and the result that every probe returns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ class ProbeResult:
         probe: "knn", "linear", "logistic", "fewshot" or "attentive".
         pooling: "cls", "avg", or "patches" where the probe reads patch tokens.
         accuracy: share of test images classified correctly, in [0, 1]; the mean over ``per_seed``.
-        interval: the 95 % Wilson interval of ``accuracy`` over ``num_images``. It covers the draw of the test
-            images, not that of the seeds.
+        interval: the 95 % Wilson interval of ``accuracy`` over ``num_images``: for the choice of the test images,
+            not for that of the seeds.
         num_images: test images.
-        setting: the hyper-parameters behind the accuracy, fixed beforehand or chosen on ``validation``.
-        validation: accuracy on the validation split for every candidate; empty where nothing was chosen.
+        setting: the hyper-parameters of this accuracy, fixed, or chosen by ``validation``.
+        validation: accuracy on the validation split for every candidate; empty if nothing was chosen.
         per_seed: the accuracy of every seed.
     """
 
@@ -80,14 +80,14 @@ def wilson_interval(accuracy: float, num_images: int) -> Interval:
         num_images: number of trials.
 
     Raises:
-        UserError: if there are no trials.
+        UserError: there are no trials.
     """
     if num_images < 1:
         raise UserError("an accuracy over no test images has no interval: check the test split")
     shrink = 1 + _Z95**2 / num_images
     centre = (accuracy + _Z95**2 / (2 * num_images)) / shrink
     half = _Z95 / shrink * math.sqrt(accuracy * (1 - accuracy) / num_images + (_Z95 / (2 * num_images)) ** 2)
-    # the bounds enclose the accuracy; at 0 and 1, where they meet it, rounding must not undo that
+    # the bounds enclose the accuracy; at 0 and 1, where one equals it, rounding must not change that
     return min(max(centre - half, 0.0), accuracy), max(min(centre + half, 1.0), accuracy)
 
 
@@ -101,12 +101,12 @@ def bootstrap_ratio_interval(
 ) -> Interval:
     """95 % percentile bootstrap over images of a mean of ratios of sums, such as the mean IoU (Efron, 1979).
 
-    An image is drawn whole, because the pixels of one image are not independent.
+    Whole images are drawn, because the pixels of one image are not independent.
 
     Args:
         numerators: per image and class, such as the intersection in pixels: (M, K).
         denominators: of the same shape, such as the union. A class whose sum is 0 is left out of the mean.
-        key: what identifies the draw, such as a seed.
+        key: of the random numbers, such as a seed.
         resamples: how many sets of M images are drawn.
     """
     images = len(numerators)

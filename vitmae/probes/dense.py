@@ -35,8 +35,8 @@ class SegmentedSet:
     """Patch tokens and the class of each pixel.
 
     Attributes:
-        features: with patch tokens (M, N, D) and their grid; image labels do not matter.
-        masks: (M, H, W), uint8 or int64: the class of each pixel, 255 where it does not count.
+        features: with patch tokens (M, N, D) and their grid; image labels are not used.
+        masks: (M, H, W), uint8 or int64: the class of each pixel; 255: the pixel is ignored.
     """
 
     features: Features
@@ -45,14 +45,14 @@ class SegmentedSet:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """How well single patch tokens predict the classes of their pixels.
+    """The result of a dense probe.
 
     Attributes:
         mean_iou: intersection over union, of all test pixels, averaged over the classes that occur.
         interval: its 95 % interval, by the bootstrap over test images.
         num_images: test images.
         setting: the chosen hyper-parameters.
-        validation: mean IoU on the validation split, for every candidate learning rate.
+        validation: mean IoU on the validation split for every candidate learning rate.
     """
 
     mean_iou: float
@@ -102,22 +102,22 @@ def dense(
     """The whole probe on cached patch tokens: the test IoU of the head that did best on ``val``.
 
     Args:
-        train: what the heads are trained on.
-        val: chooses the learning rate by mean IoU.
-        test: touched once, by the chosen head. A class that only occurs here counts, with an IoU of 0.
+        train: the heads are trained on it.
+        val: the learning rate is chosen by its mean IoU.
+        test: only the chosen head is scored on it. A class that occurs only here has an IoU of 0.
         sweep: the learning rates of AdamW, and how long and on which batches to train.
         seed: of initial weights, order and bootstrap.
-        device: where to train; tokens and masks stay where they are and come batch by batch.
+        device: where to train; tokens and masks are copied there batch by batch.
 
     Raises:
-        UserError: if patch tokens are missing, or masks do not fit the images.
+        UserError: patch tokens are missing, or masks do not fit the images.
     """
     mask_size = train.masks.shape[1], train.masks.shape[2]
     num_classes = max(_num_classes(part, mask_size) for part in (train, val, test))
     patches = require_patches(train.features)
     standardize, grid_size = Standardize(patches), train.features.grid_size
     if grid_size is None:
-        raise UserError("patch tokens without their grid cannot be put back in place: extract them again")
+        raise UserError("patch tokens have no grid size: extract them again")
     heads = [
         DenseHead(standardize, num_classes, grid_size=grid_size, mask_size=mask_size, seed=seed).to(device)
         for _ in sweep.base_lrs
@@ -136,14 +136,14 @@ def dense(
 
 
 def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross entropy, mean over the pixels that count: (B, K, H, W), (B, H, W) -> a scalar, 0 without any."""
+    """Mean cross-entropy of the pixels that are not ignored: (B, K, H, W), (B, H, W) -> scalar; 0 without any."""
     masks = masks.long()
     total = functional.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
     return total / (masks != IGNORED).sum().clamp_min(1)
 
 
 def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor]:
-    """Per image and class the pixels in both mask and prediction, and in either: (M, K), (M, K) int64 on the CPU.
+    """Pixels in both mask and prediction, and in one or both, per image and class: (M, K), (M, K) int64 on the CPU.
 
     Ignored pixels are in neither.
     """
@@ -160,7 +160,7 @@ def overlaps(head: nn.Module, part: SegmentedSet) -> tuple[Tensor, Tensor]:
 
 
 def _count(classes: Tensor, where: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class in each image: classes and a bool choice of pixels, (B, H, W) -> (B, K)."""
+    """Count the chosen pixels of each class in each image: classes, bool where (B, H, W) -> (B, K)."""
     cell = torch.arange(len(classes))[:, None, None] * num_classes + classes
     return cell[where].bincount(minlength=len(classes) * num_classes).view(-1, num_classes)
 
@@ -174,7 +174,7 @@ def _num_classes(part: SegmentedSet, mask_size: Size) -> int:
     """One more than the largest class in the masks.
 
     Raises:
-        UserError: if the masks do not fit the images, or no pixel counts.
+        UserError: the masks do not fit the images, or all pixels are ignored.
     """
     images = len(require_patches(part.features))
     if part.masks.shape != (images, *mask_size):
@@ -184,5 +184,5 @@ def _num_classes(part: SegmentedSet, mask_size: Size) -> int:
         )
     classes = part.masks[part.masks != IGNORED]
     if not len(classes):
-        raise UserError("no pixel of the masks counts: every one is 255, which is ignored")
+        raise UserError("all pixels of the masks are 255, which is ignored: give masks with classes")
     return int(classes.max()) + 1

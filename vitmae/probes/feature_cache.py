@@ -1,13 +1,13 @@
-"""Features on disk under the key of their content, so that a set is encoded once for all probes.
+"""Features on disk, so that a set is encoded once for all probes.
 
     <root>/<key>/cls.npy, avg.npy, patches.npy, labels.npy    memory-mapped when read
-    <root>/<key>/about.json                                    what the key was made of, as text
+    <root>/<key>/about.json                                    what the key is a hash of, as text
 
-The key is a hash of what the features are a function of: the weights, the data and the transform. So no entry is ever
-out of date: a changed checkpoint under an old name has another key.
+The key is a hash of all that the features depend on: the weights, the data and the transform. So an entry is never out
+of date: a changed checkpoint under an old name has another key.
 
-Every file appears whole or not at all, and ``about.json`` last: without it there is no entry. Two processes may write
-the same content at once. Only plain arrays and JSON are read; nothing is unpickled.
+A file gets its name only when it is complete, and ``about.json`` is written last: without it there is no entry. Two
+processes may write the same content at once. Only plain arrays and JSON are read; nothing is unpickled.
 
 Shapes: M images, N patches, D width.
 """
@@ -29,14 +29,14 @@ from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
 from vitmae.probes.features import POOLINGS, Features
 
-_FORMAT = 1  # part of every key: raise it when the meaning of features changes
+_FORMAT = 1  # part of every key; increase it when the meaning of features changes
 _HEADER = 128  # bytes before the values in a .npy file
 
 
 def hash_weights(module: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of all parameters and buffers: 64 hex digits.
 
-    It does not cover the architecture's other settings.
+    It does not include other settings of the architecture.
     """
     digest = sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -47,13 +47,13 @@ def hash_weights(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What features are a function of. Every part but ``weights`` may be any JSON value.
+    """What features depend on. Every attribute except ``weights`` may be any JSON value.
 
     Attributes:
         weights: `hash_weights` of the backbone.
-        data: which images, in which order: a name with a version, or hashes.
-        transform: what is done to them: size, crop, mean and std.
-        model: what else the features depend on: settings of the architecture, autocast.
+        data: which images in which order: a name with a version, or hashes.
+        transform: of the images: size, crop, mean and std.
+        model: other things that features depend on: settings of the architecture, autocast.
     """
 
     weights: str
@@ -69,15 +69,15 @@ class Content:
 
 
 def cached(root: str | Path, content: Content, compute: Callable[[], Iterable[Features]]) -> Features:
-    """Read features if they are there; else compute, write and read them.
+    """Read features; if they are not stored yet, compute and write them first.
 
     Args:
-        root: the folder of all entries; created if it is missing.
-        content: what the features are a function of.
-        compute: yields them batch by batch, as `vitmae.probes.features.extract_batches` does.
+        root: the folder of all entries; created if missing.
+        content: what the features depend on.
+        compute: yields the features batch by batch, as `vitmae.probes.features.extract_batches` does.
 
     Raises:
-        UserError: if the entry is damaged, or there are no images.
+        UserError: the entry is damaged, or there are no images.
     """
     features = read(root, content)
     if features is None:
@@ -88,12 +88,12 @@ def cached(root: str | Path, content: Content, compute: Callable[[], Iterable[Fe
 
 
 def read(root: str | Path, content: Content) -> Features | None:
-    """The features of this content, memory-mapped; None where they have not been written.
+    """The features of this content, memory-mapped; None if they are not stored.
 
     Writing to the tensors does not change the files.
 
     Raises:
-        UserError: if the entry is damaged.
+        UserError: the entry is damaged.
     """
     folder = Path(root) / content.key
     if not (folder / "about.json").exists():
@@ -120,12 +120,12 @@ def write(root: str | Path, content: Content, batches: Iterable[Features]) -> No
     """Write features batch by batch, in constant memory.
 
     Args:
-        root: the folder of all entries; created if it is missing.
-        content: what the features are a function of.
+        root: the folder of all entries; created if missing.
+        content: what the features depend on.
         batches: parts of one set, in order, with the same poolings; float32 or float16.
 
     Raises:
-        UserError: if there are no images.
+        UserError: there are no images.
     """
     folder = Path(root) / content.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def write(root: str | Path, content: Content, batches: Iterable[Features]) -> No
 def _header(values: Tensor, images: int) -> bytes:
     """The header of a .npy file of version 1.0, padded to a length that does not depend on the number of images.
 
-    So it can be written first, and overwritten when the images have been counted.
+    So it can be written first, and again when the number of images is known.
     """
     shape = (images, *values.shape[1:])
     about = {"descr": values.numpy().dtype.str, "fortran_order": False, "shape": shape}

@@ -1,10 +1,9 @@
-"""Features of a frozen backbone: each image once, nothing hidden, nothing random.
+"""Features of a frozen backbone: each image once, with nothing hidden and nothing random.
 
     uint8 images -> normalize -> backbone (eval mode, no gradient) -> CLS | mean of the patches | patches
 
-A probe sees an encoder only through these tensors, so two probes of one checkpoint cannot disagree about what
-was measured. A backbone with a CLS token gives both poolings: which is better differs between objectives, and a
-number that does not say which it used cannot be reproduced.
+All probes of a checkpoint use these tensors, so they measure the same. A backbone with a CLS token gives both poolings:
+which one is better depends on the objective, and a result without its pooling cannot be reproduced.
 
 Shapes: M images of a set, B batch, C channels, H W image, N patches, D width.
 """
@@ -27,11 +26,11 @@ POOLINGS = ("cls", "avg")
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen backbone makes of a set of images.
+    """The features of a set of images.
 
     Attributes:
         pooled: per pooling ("cls", "avg"), one vector per image: (M, D).
-        labels: (M,) int64; -1 where the set has no labels.
+        labels: (M,) int64; -1 for an image without a label.
         patches: the patch tokens, row by row, without prefix tokens: (M, N, D); None unless requested.
         grid_size: (grid_h, grid_w) of ``patches``, N = grid_h * grid_w.
     """
@@ -49,7 +48,7 @@ class Features:
         """One more than the largest label.
 
         Raises:
-            UserError: if the set is empty or an image has no label.
+            UserError: the set is empty, or an image has no label.
         """
         require_labels(self)
         return int(self.labels.max()) + 1
@@ -65,10 +64,10 @@ class Features:
 
 
 def require_labels(*sets: Features) -> None:
-    """Refuse, before anything is trained, sets that are empty or not labelled throughout.
+    """Check that sets have images, and that each image has a label.
 
     Raises:
-        UserError: if a set is empty or an image has no label.
+        UserError: a set is empty, or an image has no label.
     """
     for features in sets:
         unlabelled = int((features.labels < 0).sum())
@@ -83,10 +82,10 @@ def require_patches(features: Features) -> Tensor:
     """The patch tokens: (M, N, D).
 
     Raises:
-        UserError: if the features have none.
+        UserError: the features have none.
     """
     if features.patches is None:
-        raise UserError("this probe reads patch tokens, which the features lack: extract them with patches")
+        raise UserError("this probe reads patch tokens, and the features have none: extract them with patches")
     return features.patches
 
 
@@ -98,14 +97,14 @@ def extract(
     patches: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Features:
-    """Encode a whole set into the CPU's memory, which holds the result twice at its largest.
+    """Encode a whole set into the CPU's memory, which must hold the result twice.
 
-    What does not fit goes through `extract_batches` to `vitmae.probes.feature_cache.write`.
+    For larger sets, pass `extract_batches` to `vitmae.probes.feature_cache.write`.
 
     Args: as `extract_batches`.
 
     Raises:
-        UserError: as `extract_batches`, and if there is no image at all.
+        UserError: as `extract_batches`; or there are no images.
     """
     parts = list(extract_batches(backbone, batches, normalize, patches=patches, autocast=autocast))
     if not parts:
@@ -128,17 +127,17 @@ def extract_batches(
 ) -> Iterator[Features]:
     """Encode batch by batch, in constant memory; the features are float32, on the CPU.
 
-    The backbone is in eval mode while it encodes and in its own mode between batches, module by module.
+    The backbone is in eval mode while it encodes. Between batches, each module is in its own mode.
 
     Args:
-        backbone: any backbone; images go to the device of its parameters.
+        backbone: any backbone; images are copied to the device of its parameters.
         batches: uint8 images and labels.
-        normalize: (B, C, H, W) uint8 -> float, as the checkpoint was trained.
-        patches: whether to return the patch tokens too (N times the memory).
-        autocast: compute in this type under autocast; None computes in the backbone's own.
+        normalize: (B, C, H, W) uint8 -> float, as in the training of the backbone.
+        patches: return the patch tokens too (N times the memory).
+        autocast: compute in this type under autocast; None: in the type of the backbone.
 
     Raises:
-        UserError: if features are not finite.
+        UserError: features are not finite.
     """
     device = next(backbone.parameters()).device
     for batch in batches:
@@ -162,7 +161,7 @@ def extract_batches(
 
 @contextmanager
 def _evaluating(backbone: Backbone) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in its own mode (a frozen part stays in eval mode)."""
+    """Eval mode inside the block; afterwards each module is in its own mode (frozen ones stay in eval mode)."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
@@ -173,14 +172,14 @@ def _evaluating(backbone: Backbone) -> Iterator[None]:
 
 
 def stratified_split(labels: Tensor, fraction: float, *key: int | str) -> tuple[Tensor, Tensor]:
-    """Hold out a fraction of every class: labels (M,) -> two ascending id vectors, (the rest, the held-out).
+    """Hold out a fraction of every class: labels (M,) -> ids of the other images, ids of the held-out ones, ascending.
 
-    A class with two images or more keeps at least one on each side; a class with one keeps it in the rest.
+    A class with two or more images has at least one on each side; the only image of a class is not held out.
 
     Args:
         labels: (M,) int64.
-        fraction: the share to hold out, in (0, 1).
-        key: what identifies the draw, such as a seed; the same key gives the same split.
+        fraction: share of the held-out images, in (0, 1).
+        key: of the random numbers, such as a seed; the same key gives the same split.
     """
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():

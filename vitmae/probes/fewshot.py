@@ -1,8 +1,8 @@
 """Few-shot linear accuracy: closed-form ridge regression on a handful of images per class.
 
-The evaluation of ViT (https://arxiv.org/abs/2010.11929, §4.1), with the numbers of its authors' public
-evaluator: features are standardised by the shots' own mean and standard deviation (+1e-5), a constant feature
-of 100 stands for the bias, targets are -1 and +1, the penalty is 2^10, and nothing is tuned.
+The evaluation of ViT (https://arxiv.org/abs/2010.11929, §4.1), with the settings of its authors' public evaluator:
+features are standardised by the shots' own mean and standard deviation (+1e-5), a constant feature of 100 replaces the
+bias, targets are -1 and +1, the penalty is 2^10, and nothing is tuned.
 
 Shapes: M images, S shots in all, D width, K classes.
 """
@@ -31,9 +31,9 @@ class Ridge:
     """A linear classifier on standardised features, in float64 on the CPU.
 
     Attributes:
-        mean: (D,), subtracted first.
-        std: (D,), divided by.
-        weight: (D + 1, K); the last row meets the constant feature.
+        mean: (D,), of the shots.
+        std: (D,), of the shots.
+        weight: (D + 1, K); the last row is multiplied by the constant feature.
     """
 
     mean: Tensor
@@ -77,10 +77,10 @@ def fit_ridge(vectors: Tensor, labels: Tensor, num_classes: int, l2: float = L2)
 def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Choose ``shots`` images of every class: labels (M,) -> ids (K * shots,) int64, class by class.
 
-    With one seed, fewer shots are a subset of more, so that the draws add no noise to a curve over shots.
+    With one seed, fewer shots are a subset of more shots, so the draws add no noise to a curve over shots.
 
     Raises:
-        UserError: if a class has fewer images.
+        UserError: a class has fewer images.
     """
     chosen = []
     for label in labels.unique().tolist():
@@ -105,14 +105,14 @@ def fewshot(
     """Ridge regression on a few images per class: per pooling and number of shots, the mean over the draws.
 
     Args:
-        train: where the shots are drawn from, labelled.
+        train: labelled; the shots are drawn from it.
         test: labelled; all of it is classified.
         shots: images per class.
         seeds: one draw of shots each, the same for all poolings.
         l2: the penalty.
 
     Raises:
-        UserError: if labels are missing or a class has too few images.
+        UserError: labels are missing, or a class has too few images.
     """
     require_labels(train, test)
     num_classes = train.num_classes

@@ -1,7 +1,7 @@
-"""What heads that are trained by gradient descent share: the order of the images and the learning rate.
+"""The training of heads by gradient descent: the order of the images, the learning rate, the loop.
 
-A sweep over learning rates trains all of its heads side by side, on the same batches: one pass over the features
-serves them all, and they differ in the learning rate alone.
+A sweep over learning rates trains all of its heads at once, on the same batches: the features are read once for all of
+them, and they differ in the learning rate only.
 
 Shapes: M images, N patches, D width.
 """
@@ -19,7 +19,7 @@ from vitmae.randomness import permutation
 
 WEIGHT_DECAY = 0.01  # of AdamW
 
-ROWS = 64  # images at a time where a whole set is read, so that working copies stay small
+ROWS = 64  # images at a time, so that working copies stay small
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Sweep:
     """How a head is trained for each of several learning rates.
 
     Attributes:
-        base_lrs: the candidates, per 256 images: the peak of one is base_lr * batch_size / 256.
+        base_lrs: the candidates, per 256 images: the peak learning rate is base_lr * batch_size / 256.
         epochs: passes over the training images.
-        warmup_epochs: how many of them warm up; fewer than ``epochs``.
-        batch_size: clamped to the number of training images.
+        warmup_epochs: epochs of warm-up; fewer than ``epochs``.
+        batch_size: at most; a smaller training set is one batch.
 
     Raises:
-        UserError: if there is no learning rate, or the warm-up is no shorter than the run.
+        UserError: there is no learning rate, or ``warmup_epochs`` is not below ``epochs``.
     """
 
     base_lrs: Sequence[float]
@@ -51,14 +51,14 @@ class Sweep:
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the peak learning rate at a step: linear from 0, then half a cosine to 0.
+    """The learning rate at a step divided by its peak: linear from 0, then half a cosine to 0.
 
     MAE's schedule, per iteration (https://arxiv.org/abs/2111.06377, tables 8 to 11).
 
     Args:
         step: from 0 to ``steps`` - 1.
         steps: of the whole run.
-        warmup_steps: when the peak is reached; less than ``steps``.
+        warmup_steps: the step of the peak; less than ``steps``.
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -68,8 +68,8 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
 def epoch_batches(num_images: int, batch_size: int, epochs: int, *key: int | str) -> Iterator[Tensor]:
     """Ids of batch after batch, (batch_size,) int64, in an order that is a function of (key, epoch).
 
-    What is left of an epoch after the last full batch is not seen in that epoch, so that every step has the same
-    weight. A set smaller than ``batch_size`` would give no batch.
+    Images after the last full batch of an epoch are left out, so that every step has the same weight. A set smaller
+    than ``batch_size`` gives no batch.
     """
     for epoch in range(epochs):
         order = permutation(num_images, *key, "epoch", epoch)
@@ -84,7 +84,7 @@ def fit_on_tokens(
     sweep: Sweep,
     *key: int | str,
 ) -> None:
-    """Train one head per learning rate on cached patch tokens, with AdamW (which scales each weight by itself).
+    """Train one head per learning rate on cached patch tokens, with AdamW.
 
     Args:
         heads: trained in place, on their device; in eval mode afterwards.
@@ -92,7 +92,7 @@ def fit_on_tokens(
         targets: (M, ...).
         loss: outputs of a head and targets of a batch -> a scalar.
         sweep: one learning rate per head.
-        key: what identifies the order of the images, such as a seed.
+        key: of the order of the images, such as a seed.
     """
     batch_size = min(sweep.batch_size, len(patches))
     steps_per_epoch = len(patches) // batch_size
@@ -108,7 +108,7 @@ def fit_on_tokens(
         tokens = patches[ids].to(device, torch.float32)  # (B, N, D)
         expected = targets[ids].to(device)  # (B, ...)
         optimizer.zero_grad()
-        for head in heads:  # one by one, so that the outputs of one head only are in memory
+        for head in heads:  # one by one, so that only the outputs of one head are in memory
             loss(head(tokens), expected).backward()
         optimizer.step()
         schedule.step()
@@ -127,7 +127,7 @@ def predict_on_tokens(head: nn.Module, patches: Tensor) -> Iterator[Tensor]:
 class Standardize(nn.Module):
     """Subtract the mean and divide by the standard deviation of the patch tokens of a set, per feature.
 
-    On frozen features this is what the batch norm without scale and shift of a linear probe converges to.
+    On frozen features, the batch norm without scale and shift of a linear probe converges to this.
 
     Args:
         patches: of the training set: (M, N, D).

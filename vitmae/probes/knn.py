@@ -2,10 +2,10 @@
 
     unit vectors -> similarity, tile by tile -> the k largest -> votes exp(similarity / T), for every k
 
-Exact: each query meets the whole bank; tiles only bound the memory.
+The search is exact: each query is compared with the whole bank, in tiles that limit the memory.
 
-A low accuracy of MAE features is expected: pixel prediction does not put the images of a class in one direction
-(ImageNet, B/16, 100 epochs: 11 %). Linear and attentive probes show what these features hold.
+A low accuracy of MAE features is expected: pixel prediction does not give the images of a class one direction
+(ImageNet, B/16, 100 epochs: 11 %). Linear and attentive probes show what these features contain.
 
 Shapes: Q queries, M bank vectors, D width, K classes, q and m the rows and columns of a tile.
 """
@@ -23,7 +23,7 @@ KS = (1, 5, 20, 100, 200)
 TEMPERATURE = 0.07
 MEMORY = 1 << 30  # bytes
 
-_MOST_COLUMNS = 1 << 16  # of a tile, unless the whole bank fits: more columns leave memory for fewer rows
+_MOST_COLUMNS = 1 << 16  # of a tile, unless the whole bank fits: with more columns, fewer rows fit the memory
 
 
 def knn(
@@ -36,7 +36,7 @@ def knn(
 ) -> dict[str, dict[int, ProbeResult]]:
     """Classify ``test`` by its neighbours in ``train``: per pooling, per k, an accuracy with its interval.
 
-    Nothing is chosen here: every k is reported. To choose one, pass the validation split as ``test`` first.
+    Every k is reported. To choose one, pass the validation split as ``test`` first.
 
     Args:
         train: the bank, labelled.
@@ -46,7 +46,7 @@ def knn(
         device: where to compute.
 
     Raises:
-        UserError: if labels are missing or no k is in 1 … M.
+        UserError: labels are missing, or no k is in 1 … M.
     """
     num_classes = max(train.num_classes, test.num_classes)
     results = {}
@@ -81,12 +81,12 @@ def predict(
 ) -> dict[int, Tensor]:
     """The class with the largest sum of weights among the k nearest: (Q, D), (M, D), (M,) -> per k, (Q,).
 
-    The neighbours are found once. Equal sums go to the lower class.
+    The neighbours are searched once. Of classes with equal sums, the lower one is chosen.
 
     Args: as `knn`; labels (M,) int64 in [0, ``num_classes``); memory as `neighbours`.
 
     Raises:
-        UserError: if no k is in 1 … M, or ``memory`` is too small.
+        UserError: no k is in 1 … M, or ``memory`` is too small.
     """
     ks = sorted(k for k in set(ks) if k <= len(bank))
     if not ks or ks[0] < 1:
@@ -117,19 +117,19 @@ def neighbours(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The k nearest by cosine, best first, for q queries at a time: similarities and bank ids (int64), (q, k) each.
 
-    Computed in float32 at least, whatever precision a training run has switched on. Equal similarities come in any
-    order. A zero vector has similarity 0 with everything.
+    They are computed in float32 or wider, whatever precision a training run has set. Equal similarities come in any
+    order. A zero vector has similarity 0 with all vectors.
 
     Args:
         queries: (Q, D), of any floating type, memory-mapped or not.
         bank: (M, D).
-        k: how many, in 1 … M.
+        k: number of neighbours, in 1 … M.
         reserved: bytes per query that the caller needs for each block.
-        memory: bytes that the working tensors may take, without those given.
+        memory: most bytes of the working tensors, without the arguments.
         device: where to compute.
 
     Raises:
-        UserError: if ``memory`` is too small.
+        UserError: ``memory`` is too small.
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
     rows, columns = tile_sizes(
@@ -153,17 +153,17 @@ def tile_sizes(
 ) -> tuple[int, int]:
     """Rows q and columns m of a tile so that the working tensors stay below ``memory`` bytes; see `neighbours`.
 
-    The bank is taken whole where half of the memory holds its unit vectors: it is normalised once, and a wide tile
-    selects its k largest faster than many narrow ones (measured: 50,000 columns take a third of the time per column
-    that 8,192 take).
+    A tile has the whole bank if half of the memory holds its unit vectors. Then the bank is normalised once, and the k
+    largest of one wide tile are found faster than those of many narrow ones (measured: a column of a tile of
+    50,000 takes a third of the time of one of 8,192).
 
     Raises:
-        UserError: if not even a tile of one row fits.
+        UserError: a tile of one row does not fit.
     """
     held = memory // (2 * dim * itemsize)
     columns = num_bank if num_bank <= held else max(1, min(held, _MOST_COLUMNS))
     tiles = -(-num_bank // columns)
-    candidates = (tiles + 1) * k * 2 * (itemsize + 8)  # values and int64 ids of each tile, apart and then together
+    candidates = (tiles + 1) * k * 2 * (itemsize + 8)  # values and int64 ids of each tile, one by one and concatenated
     row = (dim + columns) * itemsize + candidates + reserved
     rows = min((memory - columns * dim * itemsize) // row, num_queries)
     if rows < 1:
@@ -178,7 +178,7 @@ def _unit(vectors: Tensor, dtype: torch.dtype, device: torch.device | str) -> Te
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """The product a @ b.T in full float32, although a training run may have switched on TF32, bfloat16 or autocast."""
+    """The product a @ b.T in full float32, also if a training run has set TF32, bfloat16 or autocast."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

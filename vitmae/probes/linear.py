@@ -4,11 +4,11 @@
 
 LARS, momentum 0.9, no weight decay, base lr 0.1, batch 16,384, 90 epochs of which 10 warm up, cosine per step.
 The learning rate is chosen on the validation split, and only the chosen head is scored on the test split.
-With fewer images than a batch holds, 90 epochs are 90 steps, which are not enough where features are strongly
-correlated: use `vitmae.probes.logistic` there.
+With fewer images than a batch, 90 epochs are 90 steps. They are not enough if the features are strongly correlated: use
+`vitmae.probes.logistic` then.
 
-The heads are one stack of weights and meet the features in one product. LARS scales each head's step by its own
-weight and gradient norms, so a head in a stack learns what it would learn alone.
+The heads are one stack of weights, multiplied by the features in one product. LARS scales each head's step by its own
+weight and gradient norms, so a head in a stack learns the same as alone.
 
 Shapes: P poolings, L learning rates, B batch, D width, K classes.
 """
@@ -28,15 +28,15 @@ from vitmae.probes.head_training import Sweep, epoch_batches, warmup_cosine
 from vitmae.randomness import generator
 
 # Per 256 images. The paper's is 0.1, for the million images of ImageNet. LARS moves a weight by a share of its norm
-# that is proportional to the learning rate, so what it reaches in 90 epochs is proportional to base_lr * images: on
-# a thousand images 0.1 does not get away from its initial weights (23 % on scikit-learn's digits), and 10 does (96 %).
+# that is proportional to the learning rate, so its way in 90 epochs is proportional to base_lr * images: on a thousand
+# images, 0.1 stays near the initial weights (23 % on scikit-learn's digits), and 10 does not (96 %).
 BASE_LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 EPOCHS = 90
 WARMUP_EPOCHS = 10
 BATCH_SIZE = 16384
 SWEEP = Sweep(BASE_LRS, EPOCHS, WARMUP_EPOCHS, BATCH_SIZE)
 
-_LOGITS = 1 << 24  # logits at a time, so that a batch of 16,384 with many heads and classes fits
+_LOGITS = 1 << 24  # logits at a time, so that a batch of 16,384 with many heads and classes fits the memory
 
 
 class LinearHeads(nn.Module):
@@ -45,8 +45,8 @@ class LinearHeads(nn.Module):
     Args:
         num_features: D.
         num_classes: K.
-        poolings: what the features are called, in the order of the stack.
-        base_lrs: one head for each, per pooling.
+        poolings: the names of the features, in the order of the stack.
+        base_lrs: one head per learning rate and pooling.
         seed: of the initial weights, normal(0.01) truncated at 2 as in the recipe; biases are 0.
     """
 
@@ -62,8 +62,8 @@ class LinearHeads(nn.Module):
         super().__init__()
         self.poolings, self.base_lrs = tuple(poolings), tuple(base_lrs)
         stack = len(self.poolings), len(self.base_lrs)
-        # a plain average over all batches (momentum=None): the usual exponential one would still hold its initial
-        # values after a run of a few steps
+        # a plain average over all batches (momentum=None): after a run of a few steps, the usual exponential one
+        # would still contain its initial values
         self.norm = nn.BatchNorm1d(stack[0] * num_features, eps=1e-6, momentum=None, affine=False)
         initial = torch.empty(num_features, num_classes)
         nn.init.trunc_normal_(initial, std=0.01, a=-0.02, b=0.02, generator=generator(seed, "linear"))
@@ -93,14 +93,14 @@ def fit_heads(
     steps: int,
     warmup_steps: int,
 ) -> None:
-    """Train all heads on one stream of batches, from a cache or augmented on the fly.
+    """Train all heads on the same batches.
 
     Args:
         heads: trained in place; in eval mode afterwards.
         batches: features (P, B, D) and labels (B,), on the device of the heads; at least two images each.
-        batch_size: B, by which the learning rates are scaled: base_lr * B / 256.
+        batch_size: B; the peak learning rates are base_lr * B / 256.
         steps: how many batches there are.
-        warmup_steps: how many of them warm up.
+        warmup_steps: steps of warm-up.
     """
     heads.train()
     optimizer = _lars(heads, [base_lr * batch_size / 256 for base_lr in heads.base_lrs])
@@ -133,20 +133,20 @@ def linear(
 
     Args:
         train: labelled.
-        val: labelled; chooses the learning rate.
-        test: labelled; touched once; only the chosen heads are scored on it.
+        val: labelled; the learning rate is chosen on it.
+        test: labelled; only the chosen heads are scored on it.
         sweep: the learning rates of LARS, and how long and on which batches to train.
         seed: of initial weights and order.
-        device: where to train; features stay where they are and come batch by batch.
-        batches: what to train on instead of the cached features of ``train``, such as those of augmented images:
-            features (P, B, D) and labels (B,), as many as the epochs over ``train`` make.
+        device: where to train; features are copied there batch by batch.
+        batches: trained on instead of the cached features of ``train``, such as those of augmented images: features
+            (P, B, D) and labels (B,), as many batches as in the epochs over ``train``.
 
     Raises:
-        UserError: if labels are missing, or ``train`` has fewer than two images.
+        UserError: labels are missing, or ``train`` has fewer than two images.
     """
     require_labels(train, val, test)
     if len(train) < 2:
-        raise UserError("a linear probe needs two training images or more: check the training split")
+        raise UserError("a linear probe needs ≥ 2 training images: check the training split")
     batch_size = min(sweep.batch_size, len(train))
     heads = LinearHeads(
         next(iter(train.pooled.values())).shape[1],
@@ -167,15 +167,15 @@ def linear(
 
 
 def choose_and_test(heads: LinearHeads, val: Features, test: Features) -> dict[str, ProbeResult]:
-    """Choose a head per pooling on ``val``, of equals the first, and report its accuracy on ``test``.
+    """Choose a head per pooling on ``val`` (of equal ones the first), and measure its accuracy on ``test``.
 
     Args:
         heads: trained, in eval mode.
-        val: labelled; chooses.
-        test: labelled; no head but the chosen is scored on it.
+        val: labelled; the heads are chosen on it.
+        test: labelled; only the chosen heads are scored on it.
 
     Raises:
-        UserError: if labels are missing.
+        UserError: labels are missing.
     """
     require_labels(val, test)
     validated, tested = _predict(heads, val), _predict(heads, test)  # (P, L, M)
@@ -203,10 +203,10 @@ def _predict(heads: LinearHeads, features: Features) -> Tensor:
 
 
 def _lars(heads: LinearHeads, rates: Sequence[float]) -> Lars:
-    """LARS on views of the stack, one per head: the trust ratio is the head's own.
+    """LARS on views of the stack, one per head, so that each head has its own trust ratio.
 
-    As in the published recipe, biases take plain momentum steps. ``always_adapt`` turns the ratio on,
-    because timm's LARS adapts nothing without weight decay.
+    As in the published recipe, biases take plain momentum steps. ``always_adapt`` turns the trust ratio on: without
+    weight decay, timm's LARS has none.
     """
     groups = []
     for stack, adapt in ((heads.weight, True), (heads.bias, False)):

@@ -1,6 +1,6 @@
 """Logistic regression by scikit-learn, for sets small enough that it converges.
 
-The regularisation is chosen on a split of the training set; then the whole training set is fitted with it.
+The regularisation is chosen on a split of the training set. Then it is used in a fit of the whole training set.
 
 Shapes: M images, D width.
 """
@@ -28,18 +28,18 @@ def logistic(
     seed: int = 0,
     max_iter: int = 1000,
 ) -> dict[str, ProbeResult]:
-    """Fit a softmax classifier to its optimum: per pooling, the test accuracy with the best regularisation.
+    """Fit a softmax classifier until it converges: per pooling, the test accuracy with the best regularisation.
 
     Args:
-        train: labelled; split class by class to choose C, then fitted as a whole.
-        test: labelled; touched once, by the final fit.
+        train: labelled; split class by class to choose C, then used as a whole.
+        test: labelled; only the final fit is scored on it.
         cs: candidates for C, the inverse strength of the L2 penalty, on standardised features.
-        val_fraction: the share of ``train`` that chooses.
+        val_fraction: the share of ``train`` on which C is chosen.
         seed: of the split.
-        max_iter: of L-BFGS; a fit that reaches it is used as it is.
+        max_iter: of L-BFGS; a fit that stops there is used all the same.
 
     Raises:
-        UserError: if labels are missing, or ``train`` is too small to be split.
+        UserError: labels are missing, or ``train`` is too small to be split.
     """
     require_labels(train, test)
     fitted, held_out = stratified_split(train.labels, val_fraction, seed, "logistic")
@@ -77,7 +77,7 @@ def fit_logistic(vectors: Tensor, labels: Tensor, c: float, max_iter: int = 1000
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
     with warnings.catch_warnings():
-        # with a weak penalty on separable features the optimum is far away, and the predictions no longer change
+        # with a weak penalty on separable features, the optimum is far away, but the predictions no longer change
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(vectors.cpu().double().numpy(), labels.cpu().numpy())
 

@@ -1,1 +1,1 @@
-"""What a run is on disk, how it begins, resumes and ends."""
+"""What a run is on disk, and how it starts, resumes and ends."""

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: the one place that reads it, and the one number of its format.
+"""The checkpoint on disk: its contents, its format number, and the function that reads it.
 
     Lightning's entries      state_dict, optimizer_states, loops, …
     vitmae_format            the number of the format
@@ -15,7 +15,7 @@ from typing import Any
 from vitmae.errors import UserError
 
 FORMAT = 1
-"""Of checkpoints and bundles; raise it when older versions cannot read them."""
+"""Of checkpoints and bundles; increase it when older versions cannot read new files."""
 
 _MOVED = {
     "vitmae.training.optim.Recipe": "vitmae.recipe.Recipe",
@@ -25,16 +25,16 @@ _MOVED = {
     "vitmae.data.parquet.Parquet": "vitmae.data.sources.parquet.Parquet",
     "vitmae.data.shapes.Shapes": "vitmae.data.sources.shapes.Shapes",
 }
-"""Classes that older checkpoints name by their former file."""
+"""Classes that have moved: the name in older checkpoints, and the present name."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of this project on the CPU; nothing is unpickled but tensors and plain types.
+    """Read a checkpoint to the CPU; only tensors and plain types are unpickled.
 
     Raises:
-        UserError: there is no such file, it cannot be read, is not of this project, or has a newer format.
+        UserError: the file is missing, unreadable, not of this project, or of a newer format.
     """
-    from vitmae.tensor_files import read_file  # imports torch, which a command that only looks for runs does not need
+    from vitmae.tensor_files import read_file  # imports torch, which commands that only list runs do not need
 
     content = read_file(path)
     if not is_checkpoint(content):
@@ -56,7 +56,7 @@ def refuse_newer(written: Any, path: Path) -> None:
         path: of the file, for the message.
 
     Raises:
-        UserError: it is larger than `FORMAT`, or not a number.
+        UserError: the number is larger than `FORMAT`, or is not an integer.
     """
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(f"{path} was written by a newer vitmae: update this one")

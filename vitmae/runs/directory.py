@@ -35,13 +35,13 @@ _PACKAGES = ("vitmae", "torch", "torchvision", "lightning", "timm", "hydra-core"
 
 
 def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
-    """Create a run's directory: two runs never share one, and the processes of one run always do.
+    """Create a run's directory; all processes of the run get the same one, and no other run does.
 
     Args:
-        path: the first choice; ``-2``, ``-3``, … is appended if it exists.
-        launch: of this process. Ranks that were started side by side all get the directory of the first of them; a
-            later attempt of the same job gets that of the earlier one.
-        runs: the folder of all runs, where the agreements are saved.
+        path: of the directory; ``-2``, ``-3``, … is appended if it exists.
+        launch: of this process. Ranks that were started side by side get the directory of the first of them; a later
+            attempt of a job gets the directory of the earlier attempt.
+        runs: the folder of all runs; it holds the agreements of ranks and attempts on a directory.
     """
     path, runs = path.resolve(), runs.resolve()
     if launch.key is None:
@@ -88,8 +88,8 @@ class RunDirectory:
     """The files of a run.
 
     Args:
-        path: an existing directory, or one to be created.
-        is_writer: false on all ranks but the first, which alone writes.
+        path: an existing directory, or one to create.
+        is_writer: true on the first rank, the only one that writes.
     """
 
     def __init__(self, path: Path, is_writer: bool = True) -> None:
@@ -104,16 +104,16 @@ class RunDirectory:
         self._summary = self.path / "summary.json"
 
     def start(self, launch: Launch, *, name: str, choices: Mapping[str, Any], is_resumed: bool) -> bool:
-        """Prepare the directory for this process; True if an earlier attempt of the same job was interrupted here.
+        """Prepare the directory; return whether an earlier attempt of the same job was interrupted here.
 
         Args:
             launch: of this process.
             name: of the run.
             choices: which file of each config group was used.
-            is_resumed: the run was named by `ckpt=`, so it may exist.
+            is_resumed: `ckpt=` names the run, so the directory may hold it.
 
         Raises:
-            UserError: if the directory holds another run.
+            UserError: the directory holds another run.
         """
         if not self.is_writer:
             return self._is_requeued(launch)
@@ -138,7 +138,7 @@ class RunDirectory:
         return launch.key is not None and launch.attempt > 0 and self.summary().get("launch") == launch.key
 
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json; empty if there is none."""
+        """The content of summary.json; empty without one."""
         return read_summary(self.path)
 
     def record(self, state: State, **facts: Any) -> None:
@@ -147,7 +147,7 @@ class RunDirectory:
             _write_json(self._summary, {**self.summary(), **facts, "state": state, "updated": _now()})
 
     def save_config(self, text: str, command: list[str]) -> None:
-        """Save the settings as YAML, and the command line that led to them."""
+        """Save the settings as YAML, and append the command line that gave them."""
         if not self.is_writer:
             return
         with atomic_write(self.config) as file:
@@ -156,7 +156,7 @@ class RunDirectory:
             lines.write(f"{_now()}  {shlex.join(command)}\n")
 
     def save_environment(self, devices: list[str]) -> None:
-        """Save what the numbers may depend on besides the settings."""
+        """Save the versions, the machine and the devices, on which results may depend."""
         if self.is_writer:
             _write_json(self.path / "environment.json", {**environment(), "devices": devices})
 
@@ -167,7 +167,7 @@ class RunDirectory:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The content of a run directory's summary.json; empty if there is none."""
+    """The content of a run directory's summary.json; empty without one."""
     try:
         summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
     except FileNotFoundError:

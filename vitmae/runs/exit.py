@@ -1,4 +1,4 @@
-"""How a run ends: its state on disk, its exit code, and one message, whichever rank it was that failed.
+"""How a run ends: its state on disk, its exit code, and one message, whichever rank failed.
 
 If one of several processes fails, the others wait for it in a collective, and Lightning kills the first rank without a
 message. So a rank other than the first does not end at once: it writes its error into the run's directory and waits.
@@ -46,11 +46,11 @@ def _message(error: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
-    """Record in the run's summary how the block ends; ranks other than the first end without printing.
+    """Record in the run's summary how the block ends; only the first rank prints.
 
     Raises:
-        SystemExit: with code 75 after an interruption; 0 in a process that the first rank started, because Lightning
-            kills the first rank for a child that ends otherwise.
+        SystemExit: after an interruption, with code 75; with 0 in a process that the first rank started, because
+            Lightning kills the first rank if a child ends with another code.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
 
 
 def record_failure(run: RunDirectory, text: str, code: int) -> None:
-    """Save why a run failed: one line in its summary, and the traceback of a fault beside it."""
+    """Save why a run failed: one line in its summary, and the traceback of a fault in a file."""
     run.record("failed", error=text.splitlines()[-1].removeprefix("error: "))
     if code == FAULT:
         run.save_traceback(text)
@@ -90,10 +90,10 @@ def watching_ranks(run: RunDirectory, end_others: Callable[[], Any]) -> Iterator
     """On the first of several ranks: while the block runs, end the run as soon as another rank reports an error.
 
     Args:
-        run: whose directory the other ranks write to.
+        run: the other ranks write their errors to its directory.
         end_others: ends the processes that this one started.
     """
-    has_ended = threading.Lock()  # held by whoever ends the run: the block, or the thread
+    has_ended = threading.Lock()  # locked by the first that ends the run: the block, or the thread
 
     def watch() -> None:
         while not has_ended.locked():
@@ -114,5 +114,5 @@ def watching_ranks(run: RunDirectory, end_others: Callable[[], Any]) -> Iterator
 
 
 def short(path: Path) -> Path:
-    """A path as the user would type it: relative where it lies below the working directory."""
+    """A path as a user types it: relative if it is below the working directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

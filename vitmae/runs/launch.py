@@ -1,8 +1,8 @@
 """How this process was started: its rank, and a key that the other ranks and later attempts of its job share.
 
-There are three ways. Lightning's own launcher starts the other ranks from the first and passes them the run directory.
-torchrun and srun start all ranks at once, and these have to agree on one directory. A preempted SLURM job is started
-again later, and has to find its directory.
+There are three cases. Lightning's own launcher starts the other ranks from the first and passes them the run directory.
+torchrun and srun start all ranks at once, and the ranks must agree on one directory. A preempted SLURM job starts again
+later, and must find its directory.
 """
 
 import os
@@ -26,8 +26,8 @@ class Launch:
 
     Attributes:
         rank: over all processes of the run.
-        separate: the ranks were started side by side, by torchrun or srun, and not one by the other.
-        key: equal for all ranks of a job and for its later attempts; None if the process has to find no others.
+        separate: torchrun or srun started all ranks; otherwise the first rank starts the others.
+        key: the same for all ranks of a job and for its later attempts; None: there are no others to find.
         attempt: how often the job was started before.
     """
 
@@ -38,7 +38,7 @@ class Launch:
 
     @property
     def is_child(self) -> bool:
-        """Started by the first process of the run, which waits for it."""
+        """Whether the first process of the run started this one, and waits for it."""
         return self.rank > 0 and not self.separate
 
 
@@ -46,7 +46,7 @@ def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     """Read from the environment how this process was started.
 
     Raises:
-        UserError: if torchrun started ranks on several nodes without a name that they share.
+        UserError: torchrun started ranks on several nodes without --rdzv-id.
     """
     rank = next((int(environ[name]) for name in _RANK_VARIABLES if name in environ), 0)
     if "TORCHELASTIC_RUN_ID" in environ:
@@ -55,7 +55,7 @@ def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     if "SLURM_JOB_ID" in environ:
         separate = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1
         step = environ.get("SLURM_STEP_ID", "batch")
-        # one job may run several commands, one after the other; each is a run of its own
+        # one job may run several commands, one after the other; each is another run
         command = zlib.crc32("\0".join(sys.argv[1:]).encode())
         key = f"slurm-{environ['SLURM_JOB_ID']}-{step}-{command:08x}"
         alone = not separate and "LOCAL_RANK" not in environ
@@ -64,7 +64,7 @@ def current_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def _torchrun_name(environ: Mapping[str, str]) -> str:
-    """The rendezvous id; without one, the id of the torchrun process, if all ranks have the same one."""
+    """The rendezvous id; without one, the process id of torchrun, if all ranks are on one node."""
     name = environ["TORCHELASTIC_RUN_ID"]
     if name != "none":
         return name
@@ -72,6 +72,6 @@ def _torchrun_name(environ: Mapping[str, str]) -> str:
         raise UserError("torchrun on several nodes needs --rdzv-id=NAME, so that all ranks agree on one run directory")
     agent = os.getppid()
     stat = Path(f"/proc/{agent}/stat")
-    # with its start time, because process ids are reused
+    # the start time is added, because process ids are reused
     started = stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else "0"
     return f"{socket.gethostname()}-{agent}-{started}"

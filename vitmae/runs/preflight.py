@@ -1,4 +1,4 @@
-"""Checks before a run starts: whether its devices exist, and which precision they compute in."""
+"""Before a run starts: which precision it computes in, and whether its devices exist."""
 
 import torch
 
@@ -6,18 +6,18 @@ from vitmae.errors import UserError
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
-    """``auto`` in Lightning's terms: bf16-mixed where the device computes in it, else 32-true.
+    """The precision that ``auto`` stands for: bf16-mixed if the device computes in bf16, else 32-true.
 
     Args:
         precision: the setting.
-        accelerator: Lightning's name of the device, ``auto`` among them.
+        accelerator: Lightning's name of the device, or ``auto``.
     """
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # emulated bf16 is slower than float32; these are the two instruction sets that have it
+        # emulated bf16 is slower than float32; these two instruction sets compute in bf16
         capabilities = torch.cpu.get_capabilities()
         is_cpu = accelerator in ("auto", "cpu")
         has_bf16 = is_cpu and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_tile"))
@@ -28,7 +28,7 @@ def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
     """Compare the requested devices with those that exist.
 
     Raises:
-        UserError: if there is no GPU, or fewer than requested.
+        UserError: fewer GPUs are visible than requested.
     """
     if accelerator not in ("gpu", "cuda") or (accelerator == "gpu" and torch.backends.mps.is_available()):
         return

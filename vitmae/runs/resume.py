@@ -1,7 +1,7 @@
 """Find the run that `ckpt=last`, `ckpt=best` or `ckpt=PATH` names, and its saved settings.
 
-A resumed run keeps its directory and its saved settings. Single settings given on the command line apply on top; a
-whole group cannot be changed, because the weights and the optimiser's state belong to it.
+A resumed run has the same directory and the saved settings. The command line can change single settings. It cannot
+change a whole group, because the weights and the optimiser's state belong to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Resumption:
         checkpoint: the file, absolute.
         settings: as they were saved, plain values.
         directory: of the run; None for a checkpoint file alone, which gets a new directory.
-        overrides: those of the command line that are single settings.
+        overrides: the single settings of the command line.
     """
 
     checkpoint: Path
@@ -37,31 +37,32 @@ class Resumption:
 
 
 def find_checkpoint(ckpt: str, runs: Path, overrides: Sequence[str] = ()) -> Path:
-    """The file that a `ckpt` setting means, absolute; it is not opened.
+    """The absolute path of the checkpoint that a `ckpt` setting names; the file is not opened.
 
     Args:
-        ckpt: "last" or "best" for the run that was saved last, or the path of a checkpoint or of a run directory.
+        ckpt: "last" or "best" of the run that was saved last, or the path of a checkpoint or of a run directory.
         runs: where "last" and "best" look, at any depth.
-        overrides: the command line's others, as `key=value`; "last" and "best" look for a run that agrees with them.
+        overrides: the other words of the command line, as `key=value`; "last" and "best" find a run with the same
+            name and groups.
 
     Raises:
-        UserError: if there is no such checkpoint.
+        UserError: there is no such checkpoint.
     """
-    wanted = dict(override.split("=", 1) for override in overrides if "=" in override and override[0].isalpha())
-    return _newest(ckpt, runs, wanted) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
+    given = dict(override.split("=", 1) for override in overrides if "=" in override and override[0].isalpha())
+    return _newest(ckpt, runs, given) if ckpt in _KINDS else _of_path(Path(ckpt).expanduser())
 
 
 def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequence[str] = ()) -> Resumption:
-    """Resolve a `ckpt` setting to a run and its settings.
+    """Find the run that a `ckpt` setting names, and its settings.
 
     Args:
         ckpt: see `find_checkpoint`.
         runs: see `find_checkpoint`.
-        overrides: the command line's others, as `key=value`.
-        trust: classes that the saved settings may build beside those of `vitmae.classes`.
+        overrides: the other words of the command line, as `key=value`.
+        trust: classes that the saved settings may build, besides those of `vitmae.classes`.
 
     Raises:
-        UserError: if there is no such checkpoint, if its settings build what they may not, or if an override names
+        UserError: there is no such checkpoint, its settings build a class that they may not build, or an override names
             another group than the run has.
     """
     checkpoint = find_checkpoint(ckpt, runs, overrides)
@@ -72,7 +73,7 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequ
         from vitmae.runs.checkpoint_file import read_checkpoint
 
         directory, settings = None, read_checkpoint(checkpoint)["vitmae_config"]
-    settings = present_names(settings) | {"trust": []}  # whom to trust is never for a file to say
+    settings = present_names(settings) | {"trust": []}  # a file cannot decide which classes are trusted
     check_classes(settings, directory / "config.yaml" if directory else checkpoint, trust)
     choices = settings["choices"]
     single = []
@@ -86,22 +87,22 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequ
     return Resumption(checkpoint, settings, directory, single)
 
 
-def _newest(kind: str, runs: Path, wanted: Mapping[str, str]) -> Path:
+def _newest(kind: str, runs: Path, given: Mapping[str, str]) -> Path:
     """The newest checkpoint of the runs that have the given name and groups."""
     found = sorted(runs.glob(f"**/checkpoints/{kind}.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     conditions: list[str] = []
     for path in found:
         summary = read_summary(path.parent.parent)
         facts = {**summary.get("choices", {}), "name": summary.get("name")}
-        conditions = [f"{key}={value}" for key, value in wanted.items() if key in facts]
-        if all(_agrees(facts[key], value) for key, value in wanted.items() if key in facts):
+        conditions = [f"{key}={value}" for key, value in given.items() if key in facts]
+        if all(_agrees(facts[key], value) for key, value in given.items() if key in facts):
             return path.resolve()
     which = f" with {' '.join(conditions)}" if conditions else ""
     raise UserError(f"ckpt={kind}: no run below {runs}{which} has a {kind}.ckpt: give a path, or leave ckpt= out")
 
 
 def _of_path(path: Path) -> Path:
-    """A checkpoint from its own path or from that of its run."""
+    """The checkpoint at its own path, or in its run's directory."""
     checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not checkpoint.is_file():
         raise UserError(f"ckpt={path}: there is no {'checkpoints/last.ckpt in it' if path.is_dir() else 'such file'}")

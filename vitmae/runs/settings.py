@@ -1,4 +1,4 @@
-"""The settings of a run that belong to none of its parts: the lines of conf/config.yaml itself."""
+"""The top-level settings of a run: the lines of conf/config.yaml."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from annotated_types import Ge, Le
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is given, its types and its limits.
+    """The settings of a run, with their types and limits.
 
     Attributes:
-        model: the objective; this node and the next seven are checked against what they build.
+        model: the objective; this node and the next seven are checked by the class that they build.
         backbone: the encoder.
         data: the images.
         trainer: Lightning's.
-        logger: by name, where metrics go.
-        probe: of `vitmae.training.online`.
-        panel: of `vitmae.training.online`.
+        logger: the loggers by name.
+        probe: of `vitmae.training.online.OnlineProbe`.
+        panel: of `vitmae.training.online.Panels`.
         checkpoint: of `vitmae.training.checkpoints.Checkpoints`.
-        choices: the file of each config group, filled in.
+        choices: the file of each config group; filled in when a run starts.
         name: of the run's directory.
         runs: the folder of all runs.
-        seed: of the initial weights; of the data's order and of all draws, if `data.seed` is not another.
+        seed: of the initial weights; also of the order of the images and of all draws, unless `data.seed` is given.
         ckpt: the checkpoint to resume from.
         weights_min_match: share of the encoder that `backbone.weights` or `model.weights` must fill.
         compile: `torch.compile` the transformer blocks.
-        trust: classes that a checkpoint may name besides this project's.
+        trust: classes that a checkpoint may build, besides those of this project.
     """
 
     model: Mapping[str, Any]

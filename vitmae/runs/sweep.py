@@ -1,4 +1,4 @@
-"""One table for all jobs of a sweep, from the files in each job's own directory; a job may have failed."""
+"""One table of all jobs of a sweep, read from the files in their directories; a job may have failed."""
 
 import csv
 from io import StringIO
@@ -31,7 +31,7 @@ def read_sweep(directory: Path) -> list[dict[str, str]]:
 
 
 def report_sweep(directory: Path) -> bool:
-    """Write sweep.csv and sweep.md into a sweep's directory and print the table; False if a job did not finish."""
+    """Write sweep.csv and sweep.md to a sweep's directory, print the table, and return whether all jobs finished."""
     rows = read_sweep(directory)
     if not rows:
         return True
@@ -47,7 +47,7 @@ def report_sweep(directory: Path) -> bool:
 
 
 def _number(job: Path) -> tuple[int, str]:
-    """What a job's folder sorts by: the number that its name begins with."""
+    """The sort key of a job's folder: the number at the start of its name."""
     number = job.name.split("-")[0]
     return (int(number) if number.isdigit() else 0, job.name)
 

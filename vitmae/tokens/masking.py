@@ -1,7 +1,7 @@
 """Which patches are hidden, and which are corrupted. Pure functions of per-sample random keys.
 
-`mask` is boolean and **True means hidden**. `ids_keep` are the positions of the visible patches in a shuffled
-order, `ids_restore` undoes the shuffle (https://arxiv.org/abs/2111.06377, section 3).
+`mask` is boolean and **True means hidden**. `ids_keep` holds the positions of the visible patches in a shuffled order,
+and `ids_restore` undoes the shuffle (https://arxiv.org/abs/2111.06377, section 3).
 
 Shapes: B batch, N = grid_h * grid_w patches, n visible ones.
 """
@@ -26,7 +26,7 @@ class Mask(NamedTuple):
     Attributes:
         ids_keep: (B, n) positions of the visible patches.
         ids_hide: (B, N - n) positions of the hidden patches.
-        ids_restore: (B, N) where each position went in [ids_keep, ids_hide].
+        ids_restore: (B, N) the place of each patch in [ids_keep, ids_hide].
         mask: (B, N) bool, True means hidden.
     """
 
@@ -40,7 +40,7 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     """int(N * (1 - ratio)), the count of the published MAE code.
 
     Raises:
-        UserError: if no patch would be visible, or none hidden.
+        UserError: no patch would be visible, or none hidden.
     """
     visible = int(num_patches * (1 - mask_ratio))
     if not 0 < visible < num_patches:
@@ -53,10 +53,10 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
 
 
 def check_mask(kind: MaskKind, grid_size: Size, mask_ratio: float) -> None:
-    """Say early whether this kind of mask exists on this grid.
+    """Check that a patch grid can have this kind of mask.
 
     Raises:
-        UserError: on a ratio that hides all or nothing, or a grid mask that does not fit.
+        UserError: the ratio hides all patches or none, or a grid mask does not fit the patch grid.
     """
     num_visible(grid_size[0] * grid_size[1], mask_ratio)
     if kind == "grid":
@@ -68,8 +68,8 @@ def draw_mask(keys: Tensor, grid_size: Size, mask_ratio: float, kind: MaskKind =
 
     The three kinds are those of https://arxiv.org/abs/2111.06377, table 1(f) and figure 6:
     ``random`` hides a uniform choice; ``block`` hides the union of large random rectangles (areas and aspect ratios
-    as in https://arxiv.org/abs/2106.08254, the last one cut to the exact count); ``grid`` keeps one patch of every
-    s x s cell, at a place drawn once per image, for a ratio of 1 - 1/s^2 (75 %: one of four).
+    as in https://arxiv.org/abs/2106.08254, the last one cut to the exact count); ``grid`` leaves one patch of every
+    s x s cell visible, at a place drawn once per image, for a ratio of 1 - 1/s^2 (75 %: one of four).
 
     Raises:
         UserError: see `check_mask`.
@@ -87,9 +87,9 @@ def draw_mask(keys: Tensor, grid_size: Size, mask_ratio: float, kind: MaskKind =
 
 
 def mask_from_scores(scores: Tensor, visible: int) -> Mask:
-    """Keep the `visible` smallest scores of each row, (B, N) -> `Mask`, as the published MAE code does with its noise.
+    """The patches of the `visible` smallest scores are visible, as in the published MAE code: (B, N) -> `Mask`.
 
-    Equal scores keep their order, so that devices agree.
+    Equal scores stay in their order, so all devices give the same mask.
     """
     ids_shuffle = scores.argsort(dim=1, stable=True)  # (B, N)
     ids_restore = torch.empty_like(ids_shuffle)
@@ -102,7 +102,7 @@ def mask_from_tensor(mask: Tensor) -> Mask:
     """A user's own mask: bool (B, N) or (B, grid_h, grid_w), True means hidden -> `Mask`, patches in their order.
 
     Raises:
-        UserError: if it hides all or nothing, or a different number of patches in different images of the batch.
+        UserError: it hides all patches or none, or not the same number in each image of the batch.
     """
     mask = mask.flatten(1).to(torch.bool)
     counts = mask.sum(dim=1)
@@ -115,7 +115,7 @@ def mask_from_tensor(mask: Tensor) -> Mask:
 
 
 def _block_scores(keys: Tensor, grid_size: Size) -> Tensor:
-    """(B, N): high where one of the first rectangles lies, a random number below all of them elsewhere."""
+    """Scores (B, N): high inside one of the first rectangles; outside of all, a random number below these."""
     grid_h, grid_w = grid_size
     area, aspect, top, left = (
         uniform(fold_each(keys, name), _NUM_BLOCKS)[:, :, None] for name in ("area", "aspect", "top", "left")
@@ -151,12 +151,12 @@ def _grid_stride(grid_size: Size, mask_ratio: float) -> int:
 
 
 def _grid_scores(keys: Tensor, grid_size: Size, stride: int) -> Tensor:
-    """(B, N): negative for the kept patch of each cell."""
+    """Scores (B, N): negative for the visible patch of each cell."""
     place = (uniform(keys, 2) * stride).floor().long()  # (B, 2)
     row = torch.arange(grid_size[0], device=keys.device) % stride
     column = torch.arange(grid_size[1], device=keys.device) % stride
-    kept = (row == place[:, :1])[:, :, None] & (column == place[:, 1:])[:, None, :]  # (B, grid_h, grid_w)
-    return 1 - 2 * kept.flatten(1).to(torch.float32)
+    visible = (row == place[:, :1])[:, :, None] & (column == place[:, 1:])[:, None, :]  # (B, grid_h, grid_w)
+    return 1 - 2 * visible.flatten(1).to(torch.float32)
 
 
 class Corruption(NamedTuple):
@@ -179,10 +179,10 @@ def draw_corruption(keys: Tensor, num_patches: int, mask_ratio: float) -> Corrup
     """Draw what masked patch prediction corrupts: keys (B,) int64 -> `Corruption`, exact counts in every image.
 
     Of the corrupted patches 80 % become the mask token, 10 % another patch's embedding, 10 % stay
-    (https://arxiv.org/abs/2010.11929, appendix B.1.2); the counts are rounded, and what is left stays.
+    (https://arxiv.org/abs/2010.11929, appendix B.1.2); the first two counts are rounded.
 
     Raises:
-        UserError: if the ratio corrupts all or nothing.
+        UserError: the ratio corrupts all patches or none.
     """
     corrupted = num_patches - num_visible(num_patches, mask_ratio)
     num_masked, num_swapped = round(0.8 * corrupted), round(0.1 * corrupted)

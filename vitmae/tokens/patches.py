@@ -16,7 +16,7 @@ def pair(value: int | Sequence[int]) -> Size:
     """``16`` -> (16, 16) and ``[h, w]`` -> (h, w).
 
     Raises:
-        ValueError: if a sequence has not two entries.
+        ValueError: a sequence does not have two entries.
     """
     if isinstance(value, int):
         return value, value
@@ -54,7 +54,7 @@ def paint(values: Tensor, grid_size: Size, patch_size: Size) -> Tensor:
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens by position: (B or 1, N, D) and ids (B, n) -> (B, n, D).
 
-    A first dimension of 1 (positions shared by a batch) is not copied before the choice.
+    Tokens with a first dimension of 1 (positions that a batch shares) are not copied for each image.
     """
     if tokens.shape[0] == 1:
         return tokens[0][ids]

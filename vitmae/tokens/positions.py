@@ -16,7 +16,7 @@ def sincos_positions(grid_size: Size, embed_dim: int, num_prefix_tokens: int = 0
     [sin(w_i x), cos(w_i x)] with w_i = 10000^(-i / (D/4)) (the published code of https://arxiv.org/abs/2111.06377).
 
     Raises:
-        ValueError: if D is not divisible by 4.
+        ValueError: D is not divisible by 4.
     """
     if embed_dim % 4:
         raise ValueError(f"sine-cosine positions need a width divisible by 4, not {embed_dim}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitmae.backbones.backbone import Backbone
+from vitmae.backbones.backbone import Backbone, use_fused_attention
 from vitmae.tokens.patches import Size
 
 
@@ -48,7 +48,7 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
     attentions: list[Any] = [block.attn for block in backbone.vit.blocks]  # type: ignore[union-attr]
     fused = [attention.fused_attn for attention in attentions]
     hooks = [attention.attn_drop.register_forward_hook(keep) for attention in attentions]
-    backbone.use_fused_attention(False)  # the fused kernel keeps its weights to itself
+    use_fused_attention(backbone, False)  # the fused kernel keeps its weights to itself
     try:
         backbone(images)
     finally:

@@ -1,1 +1,1 @@
-"""A run: its directory, optimiser, callbacks, checkpoints and loggers; `fit.py` puts them together."""
+"""The training loop: callbacks, checkpoints and loggers; `fit.py` puts them together."""

@@ -1,14 +1,15 @@
-"""Every setting is accounted for: read back from what was built, at the start of a run.
+"""Every setting is accounted for: its value is read back from the built objects, at the start of a run.
 
-A setting that was written down and reached nothing is an error: two comparable projects train for days with a layer
-decay that no optimiser ever saw. What a setting has become is looked for in three places:
+A setting that has no effect is an error: two comparable projects train for days with a layer decay that no optimiser
+ever saw. A *part* is the object that was built from a node of the settings. The value that took effect is looked up in
+three places, in this order:
 
     what is observed              in the optimiser, the modules and the trainer
-    part.took_effect()[name]      a part is what was built from a setting's node: what it has under another name
-    part.name                     an attribute of the same name, no method
+    part.took_effect()[name]      what the part stores under another name
+    part.name                     an attribute of the same name that is not a method
 
-`part.without_effect()` names settings that reach nothing as things are, each with the reason. They are an error where
-the command line gives them, and silent where a file does: a recipe is written for more than one set of images.
+`part.without_effect()` returns the settings that have no effect in this run, each with the reason. Such a setting is an
+error on the command line. In a file it is allowed, because a recipe is written for more than one set of images.
 """
 
 import math
@@ -31,18 +32,18 @@ from vitmae.training.averaging import averages
 
 _MISSING = object()
 _OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
-"""Arguments of the Trainer that `vitmae.training.fit` gives."""
+"""Arguments of the Trainer that `vitmae.training.fit` sets."""
 
 
 class Leaf(NamedTuple):
-    """A setting, and what became of it.
+    """A setting, and the value that took effect.
 
     Attributes:
         name: as it is written on a command line.
         value: as it was set.
-        found: what the part has; `_MISSING` if nothing.
-        part: what was built from the setting's node.
-        reason: why it reaches nothing, if it does.
+        found: the value that took effect; `_MISSING` if nothing was found.
+        part: the object that was built from the setting's node.
+        reason: why the setting has no effect; None if it must have one.
     """
 
     name: str
@@ -53,13 +54,13 @@ class Leaf(NamedTuple):
 
 
 class Accounting(Callback):
-    """Refuses a run in which a setting has reached nothing, or something else.
+    """Stops a run in which a setting has no effect, or another value took effect.
 
     Args:
         settings: the run's, as plain values.
-        parts: what was built from each node, and the values of those that are none, by name.
+        parts: by name, the object that was built from each node; for a setting that is no node, its value.
         overrides: the words of the command line.
-        idle: why some settings, or all of a node, reach nothing in this run.
+        idle: by name of a setting or a node, why it has no effect in this run.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Accounting(Callback):
         self.given = tuple(key for key in keys if key not in settings["choices"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check on every rank; the first speaks."""
+        """Check on every rank."""
         observed = observe(trainer, as_objective(pl_module)) | _observe_trainer(trainer, self.settings["trainer"])
         idle = {**_overruled(trainer), **self.idle}
         for leaf in leaves(self.settings, {**self.parts, "trainer": trainer}, idle):
@@ -85,18 +86,18 @@ def leaves(
 
     Args:
         node: settings.
-        part: what was built from them, or a mapping.
-        idle: by name, why settings reach nothing.
+        part: the object that was built from them, or a mapping.
+        idle: by name, why settings have no effect.
         path: the node's name.
-        reason: why all of the node reaches nothing, if it does.
+        reason: why no setting of the node has an effect; None if they must have one.
     """
     took, without = _ask(part, "took_effect"), _ask(part, "without_effect")
     for key, value in node.items():
         name = f"{path}.{key}" if path else key
         if key in ("_target_", "_partial_") or name == "choices":
-            continue  # what a node is built of, and what is filled in
+            continue  # the class that a node builds, and what is filled in
         found = took[key] if key in took else _attribute(part, key)
-        if key == "weights":  # what loads them says what came of it
+        if key == "weights":  # the code that loads them checks and reports the result
             found = value
         why = idle.get(name) or without.get(key) or reason
         if isinstance(value, Mapping) and value and found is not _MISSING:
@@ -117,11 +118,11 @@ def _attribute(part: Any, name: str) -> Any:
 
 
 def check(leaf: Leaf, is_given: bool) -> None:
-    """Refuse a setting that has reached nothing, or something else; null and auto may become anything.
+    """Refuse a setting that has no effect, or where another value took effect; null and auto may become any value.
 
     Args:
         leaf: the setting.
-        is_given: whether the command line gave it.
+        is_given: whether it stands on the command line.
 
     Raises:
         UserError: names it, and what to do.
@@ -129,17 +130,17 @@ def check(leaf: Leaf, is_given: bool) -> None:
     shown = f"{leaf.name}={leaf.value}"
     if leaf.reason:
         if is_given:
-            raise UserError(f"{shown} reaches nothing: {leaf.reason}")
+            raise UserError(f"{shown} has no effect: {leaf.reason}")
         return
     if leaf.found is _MISSING:
         key, part = leaf.name.rpartition(".")[2], type(leaf.part).__name__
         raise UserError(
-            f"{leaf.name} reached nothing: {part} has no attribute {key}: store it, or return it from took_effect()"
+            f"{leaf.name} has no effect: {part} has no attribute {key}: store it, or return it from took_effect()"
         )
     if leaf.value is None or leaf.value == "auto" or _same(leaf.value, leaf.found):
         return
-    reached = "reached nothing" if leaf.found is None else f"became {leaf.found}"
-    raise UserError(f"{shown} {reached}: set it to {'null' if leaf.found is None else leaf.found}, or make it count")
+    outcome = "has no effect" if leaf.found is None else f"became {leaf.found}"
+    raise UserError(f"{shown} {outcome}: set it to {'null' if leaf.found is None else leaf.found}")
 
 
 def _same(value: Any, found: Any) -> bool:
@@ -155,7 +156,7 @@ def _same(value: Any, found: Any) -> bool:
 
 
 def observe(trainer: Trainer, objective: Objective) -> dict[str, Any]:
-    """Settings as they stand in the built optimiser and modules, by name."""
+    """By name, the values of settings in the built optimiser and modules."""
     _, _, effective_batch = objective.run_length()
     groups = trainer.optimizers[0].param_groups
     peak = max(group["initial_lr"] for group in groups)
@@ -184,13 +185,13 @@ def drop_path_rates(backbone: nn.Module) -> list[float]:
 
 
 def _observe_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The Trainer's settings that are no attribute of it, by name.
+    """By name, the values of the Trainer's settings that are not attributes of it.
 
     Raises:
-        UserError: one is set that the run itself sets.
+        UserError: a setting is given that the run itself sets.
     """
     if taken := _OF_THE_RUN & set(settings):
-        raise UserError(f"trainer.{min(taken)} reached nothing: the run sets it itself, leave it out")
+        raise UserError(f"trainer.{min(taken)} has no effect: the run sets it itself, leave it out")
     accelerator, devices, precision, strategy, deterministic = (
         settings.get(key) for key in ("accelerator", "devices", "precision", "strategy", "deterministic")
     )
@@ -211,13 +212,13 @@ def _observe_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str,
         observed["devices"] = trainer.device_ids
     if settings.get("num_sanity_val_steps") == -1 and math.isinf(trainer.num_sanity_val_steps):
         observed["num_sanity_val_steps"] = -1
-    # Some of Lightning's own show in no attribute: there its own checks are all there is.
+    # Some settings of Lightning are stored in no attribute: Lightning's own checks have to be enough.
     unseen = {key: value for key, value in settings.items() if not hasattr(trainer, key)}
     return {f"trainer.{key}": value for key, value in {**unseen, **observed}.items()}
 
 
 def _overruled(trainer: Trainer) -> dict[str, str]:
-    """Settings of the trainer that a switch for debugging replaces, with the switch."""
+    """By name, the Trainer's settings that fast_dev_run or overfit_batches replaces, and which of the two."""
     replaced = ["limit_train_batches", "limit_val_batches"]
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         replaced += ["max_epochs", "max_steps", "num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch"]

@@ -1,8 +1,8 @@
 """An exponential moving average of the weights (EMA): what is validated, probed and used.
 
 MAE's recipe for training from scratch keeps one at 0.9999 (https://arxiv.org/abs/2111.06377, table 11). A checkpoint
-holds the average under ``state_dict``, where everything that loads one looks, and the trained weights, from which a run
-goes on, under ``current_model_state``: Lightning's layout.
+holds the average under ``state_dict``, where every reader of a checkpoint looks, and the trained weights, from which a
+run resumes, under ``current_model_state``. This is Lightning's layout.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from vitmae.training.lightning_internals import average_of
 
 
 class WeightAverage(WeightAveraging):
-    """Averages the parameters after each optimiser step; buffers are copied, since they are no weights.
+    """Averages the parameters after each optimiser step; buffers are copied, because they are not weights.
 
     Args:
-        decay: of the average, in (0, 1), once it is warm, see `decay_at`.
+        decay: of the average, in (0, 1); smaller in the first steps, see `decay_at`.
     """
 
     def __init__(self, decay: float) -> None:
@@ -33,7 +33,7 @@ class WeightAverage(WeightAveraging):
         """Move the copy of the weights to the device that trains: Lightning keeps it where the module is built."""
         super().setup(trainer, pl_module, stage)
         average = average_of(self)
-        if average is not None:  # the count of updates stays on the CPU: asking a GPU would wait for it in each step
+        if average is not None:  # the count of updates stays on the CPU: reading it from a GPU would wait in each step
             average.module.to(trainer.strategy.root_device)
 
     def _update(self, average: list[Tensor], current: list[Tensor], count: Tensor) -> None:
@@ -43,22 +43,22 @@ class WeightAverage(WeightAveraging):
         get_ema_multi_avg_fn(decay)(average, current, count)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with the average.
+        """Resume the average.
 
         Raises:
-            UserError: if the run has kept none so far.
+            UserError: the checkpoint holds no average.
         """
         if "averaging_state" not in checkpoint:
             raise UserError(
-                f"model.optimizer.ema_decay={self.decay:g}: the run was begun without an average: set it "
-                "to null, or start anew with backbone.weights="
+                f"model.optimizer.ema_decay={self.decay:g}: the run was started without an average: set it "
+                "to null, or start a new run with backbone.weights="
             )
         if average_of(self) is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @contextmanager
     def in_place(self, trainer: Trainer, objective: LightningModule) -> Iterator[None]:
-        """Inside, the objective has the averaged weights, as in a validation."""
+        """Inside the block, the objective has the averaged weights, as in a validation."""
         self.on_validation_epoch_start(trainer, objective)
         try:
             yield
@@ -67,7 +67,7 @@ class WeightAverage(WeightAveraging):
 
 
 def decay_at(count: int, decay: float) -> float:
-    """The decay of an update after ``count`` others: (1 + count) / (10 + count) at first, so that short runs count too.
+    """The decay of an update after ``count`` others: at first (1 + count) / (10 + count), for short runs.
 
     TensorFlow's ExponentialMovingAverage with ``num_updates``. At 0.9999 the first 90,000 steps are below it.
     """
@@ -76,7 +76,7 @@ def decay_at(count: int, decay: float) -> float:
 
 @contextmanager
 def averaged(trainer: Trainer, objective: LightningModule) -> Iterator[None]:
-    """Inside, the weights are those that are used in the end: the averaged ones, where the run keeps an average."""
+    """Inside the block, the objective has the averaged weights, if the run has a weight average."""
     with ExitStack() as stack:
         for average in averages(trainer):
             stack.enter_context(average.in_place(trainer, objective))
@@ -84,5 +84,5 @@ def averaged(trainer: Trainer, objective: LightningModule) -> Iterator[None]:
 
 
 def averages(trainer: Trainer) -> list[WeightAverage]:
-    """The run's weight average, if it keeps one."""
+    """The run's weight average, in a list; empty if it has none."""
     return [callback for callback in getattr(trainer, "callbacks", ()) if isinstance(callback, WeightAverage)]

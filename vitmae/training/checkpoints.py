@@ -1,4 +1,4 @@
-"""Checkpoints: `last.ckpt` to go on from, `best.ckpt` to use: tensors and plain Python types, never half a file."""
+"""Checkpoints: `last.ckpt` to resume from, `best.ckpt` to use. They hold tensors and plain Python types only."""
 
 import os
 import shutil
@@ -25,10 +25,10 @@ from vitmae.training.lightning_internals import is_validation_due, start_next_ep
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written so that a kill in the middle leaves the previous one whole."""
+    """Lightning's checkpoint files, replaced as a whole: a process killed while it saves leaves the previous file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write beside the target, sync, rename."""
+        """Write a new file, sync it, and rename it to the target."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(path)) as file:
             torch.save(checkpoint, file)
@@ -41,23 +41,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Save `last.ckpt` every few optimiser steps, after each epoch and on interruption; `best.ckpt` at each new best.
 
-    It saves between optimiser steps only, and after the validation that is due at a step, so a run that goes on from
+    It saves between optimiser steps only, and after the validation that is due at a step, so a run that resumes from
     the file repeats nothing and leaves nothing out. Lightning calls it after all other callbacks, but before the
-    module's own hooks: state that belongs into a checkpoint has to change in a callback or within the step.
+    module's own hooks: state that belongs in a checkpoint must change in a callback or within the step.
 
     Attributes:
-        interruption: asked at each boundary whether to stop there.
+        interruption: read between two steps: whether to stop there.
         validated_step: the optimiser step of the last validation.
 
     Args:
         run: where the files go.
-        monitor: the logged value that tells the best, and whether ``min`` or ``max`` of it is better.
+        monitor: the logged value that decides which checkpoint is best, and ``min`` or ``max``.
         every_n_steps: optimiser steps between two saves within an epoch.
-        settings: the run's, as plain values; every checkpoint carries them.
-        interruption: whether somebody asked the run to stop.
-        facts: what else a checkpoint should know, as plain values: names of classes, origin of the first weights. A
-            resumed run keeps those that it does not give anew.
-
+        settings: the run's, as plain values; saved in every checkpoint.
+        interruption: whether the run must stop.
+        facts: what else is saved in every checkpoint, as plain values: class names, origin of the first weights. A
+            resumed run adds the saved facts that are not given here.
     """
 
     @check_arguments("checkpoint")
@@ -81,50 +80,50 @@ class Checkpoints(Checkpoint):
         self.validated_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The value to beat, and what is known."""
+        """The best value so far, and the facts."""
         return {"best_value": self._best_value, "facts": self._plain["vitmae_facts"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on beating it."""
+        """Restore the best value and the facts."""
         self._best_value = state_dict["best_value"]
         self._plain["vitmae_facts"] = {**state_dict.get("facts", {}), **self._plain["vitmae_facts"]}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the settings in."""
+        """Add the settings and the facts."""
         checkpoint.update(self._plain)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on without the average that the run has kept: what was loaded would be the average itself.
+        """Refuse to resume a run with a weight average without one: it would train on from the average.
 
         Raises:
-            UserError: if there is one, and these settings keep none.
+            UserError: the checkpoint holds an average, and these settings have none.
         """
         if "averaging_state" in checkpoint and not averages(trainer):
             raise UserError(
-                "model.optimizer.ema_decay=null: the run has kept an average of its weights: leave the "
-                "setting as it was, or start anew with backbone.weights="
+                "model.optimizer.ema_decay=null: the run has an average of its weights: leave the "
+                "setting as it was, or start a new run with backbone.weights="
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before a checkpoint is loaded: let one from the end of an epoch start the next."""
+        """Before a checkpoint is loaded: one from the end of an epoch must resume in the next epoch."""
         start_next_epoch_after_its_end(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals from here on: Lightning has installed its own handlers by now."""
+        """Start to listen for signals, after Lightning has installed its own handlers."""
         self._step = trainer.global_step
         self.interruption.listen()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """An optimiser step may have ended; what follows at once (validation, the epoch's end) is waited for."""
+        """Save and stop after an optimiser step, unless a validation or the end of the epoch follows at once."""
         self._is_between_steps = trainer.global_step != self._step
         if not self._is_between_steps:
-            return  # gradients are being accumulated, and no checkpoint holds them
+            return  # gradients are being accumulated, and a checkpoint does not hold them
         self._step = trainer.global_step
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not is_validation_due(trainer):
             self._at_boundary(trainer, is_due=self._step % self.every_n_steps == 0 or self._step == trainer.max_steps)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether this is the best so far."""
+        """Find out whether this checkpoint is the best so far."""
         if trainer.sanity_checking:
             return
         self.validated_step = trainer.global_step
@@ -132,17 +131,17 @@ class Checkpoints(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(self._beats_best(value), all=False):
             assert value is not None
             self._best_value, self._is_best = float(value), True
-        if trainer.state.fn != TrainerFn.FITTING:  # after the last step: what was saved there is what was validated
+        if trainer.state.fn != TrainerFn.FITTING:  # after the last step: last.ckpt has the validated weights
             self._keep_best(trainer)
         elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             if self._is_between_steps:
                 self._at_boundary(trainer, is_due=True)
-            elif self._is_best:  # within an accumulation: to be used, not to be gone on from exactly
+            elif self._is_best:  # within an accumulation: good to use, not to resume from
                 self._is_best = False
                 trainer.save_checkpoint(self._run.best, weights_only=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last boundary of an epoch; a run that ends within one has been saved before."""
+        """Save at the end of an epoch; a run that ends within an epoch is saved already."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._at_boundary(trainer, is_due=True)
 
@@ -152,7 +151,7 @@ class Checkpoints(Checkpoint):
         return bool(value < self._best_value if self._mode == "min" else value > self._best_value)
 
     def _is_sound(self, trainer: Trainer) -> bool:
-        """Whether the last step's values are finite on every rank: weights gone astray must not replace good ones."""
+        """Whether the last step's values are finite on every rank: diverged weights must not replace good ones."""
         metrics: dict[str, Tensor] = trainer.lightning_module.last_metrics  # type: ignore[assignment]
         finite = all(bool(value.isfinite()) for value in metrics.values())
         return trainer.strategy.reduce_boolean_decision(finite, all=True)
@@ -166,7 +165,7 @@ class Checkpoints(Checkpoint):
             raise Interrupted(trainer.global_step)
 
     def _keep_best(self, trainer: Trainer) -> None:
-        """The best is the last one under another name: a link, since no checkpoint is ever written to again."""
+        """Save the best checkpoint as a link to the last one: a saved checkpoint is never changed."""
         if not self._is_best:
             return
         self._is_best = False

@@ -1,4 +1,4 @@
-"""The run itself: a Trainer of Lightning's with what this project adds, from the first step to the final metrics."""
+"""The run itself: Lightning's Trainer and this project's additions, from the first step to the final metrics."""
 
 import logging
 import signal
@@ -46,19 +46,19 @@ def fit(
     """Train, validate at the end, and return the final metrics.
 
     Args:
-        objective: what learns.
-        data: what it learns from.
-        build_trainer: `lightning.Trainer` with its settings, waiting for the rest of its arguments.
-        run: where everything lands.
-        checkpoints: saves them.
+        objective: the model to train.
+        data: the images.
+        build_trainer: `lightning.Trainer` with its settings; called with the rest of its arguments.
+        run: the directory of all files.
+        checkpoints: the callback that saves checkpoints.
         callbacks: all others.
-        loggers: metrics.csv among them.
+        loggers: all of them, metrics.csv included.
         settings: the whole run's, for the loggers.
-        ckpt: a checkpoint to go on from.
+        ckpt: a checkpoint to resume from.
 
     Raises:
-        Interrupted: if a signal asked to stop; `last.ckpt` is of that step.
-        UserError: if the trainer's settings do not fit each other.
+        Interrupted: a signal stopped the run; `last.ckpt` is of the last step.
+        UserError: the trainer's settings do not fit each other.
     """
     _quieten()
     try:
@@ -67,7 +67,7 @@ def fit(
             logger=list(loggers),
             plugins=[AtomicCheckpointIO()],
             default_root_dir=run.path,
-            use_distributed_sampler=False,  # the data shares itself out, so that a run can go on in mid-epoch
+            use_distributed_sampler=False,  # the data module divides the images among ranks
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError) as error:
@@ -94,7 +94,7 @@ def fit(
 
 @contextmanager
 def _one_ending(trainer: Trainer, run: RunDirectory, interruption: Interruption) -> Iterator[None]:
-    """However this process ends, those that it started end too, and so does it if one of them fails."""
+    """End all processes of the run together: those that this one started, and this one if another fails."""
 
     def end_others() -> None:
         if trainer.strategy.launcher is not None:
@@ -107,10 +107,10 @@ def _one_ending(trainer: Trainer, run: RunDirectory, interruption: Interruption)
         else:
             yield
     except Interrupted:
-        raise  # the others stop at the same step by themselves
+        raise  # the other ranks stop at the same step by themselves
     except BaseException as error:
         end_others()
-        if interruption.is_aborted:  # Lightning makes an exit of a second Ctrl-C
+        if interruption.is_aborted:  # Lightning turns a second Ctrl-C into an exit
             raise KeyboardInterrupt from None
         if isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error):
             raise UserError(f"trainer: {_one_line(error)}") from error
@@ -129,14 +129,14 @@ def _as_floats(trainer: Trainer) -> dict[str, float]:
 
 
 def _devices(trainer: Trainer) -> list[str]:
-    """What this node computes on."""
+    """The devices of this node, in words."""
     if trainer.strategy.root_device.type == "cuda":
         return [torch.cuda.get_device_name(index) for index in trainer.device_ids]
     return [f"{trainer.strategy.root_device.type}, {torch.get_num_threads()} threads"] * trainer.num_devices
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says to everybody; what it says about a run's own faults stays."""
+    """Hide Lightning's general advice; its messages about faults of this run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOT_FOR_USERS:

@@ -1,4 +1,4 @@
-"""What this project uses of Lightning although Lightning keeps it private. No other file touches such a name.
+"""Private names of Lightning that this project uses. No other file touches one.
 
 `tests/test_foreign_internals.py` asserts for each that it exists and still has its effect.
 """
@@ -11,15 +11,15 @@ from torch.optim.swa_utils import AveragedModel
 def start_next_epoch_after_its_end(trainer: Trainer) -> None:
     """Let a checkpoint from the end of an epoch start the next epoch, also in a run with max_steps.
 
-    Lightning takes every checkpoint of a run with max_steps for one within an epoch, and would resume in the finished
-    one: the epoch's number, the accumulation and the validation would all be out of step. To be called before a
+    Lightning treats every checkpoint of a run with max_steps as one from within an epoch, and would resume in the
+    finished epoch: the epoch's number, the accumulation and the validation would all be wrong. Call this before a
     checkpoint is loaded.
     """
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 
 def is_validation_due(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after the batch that ends now: the public settings do not tell when."""
+    """Whether Lightning validates after the batch that ends now: no public attribute says so."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
@@ -28,6 +28,6 @@ def is_validation_due(trainer: Trainer) -> bool:
 def average_of(callback: WeightAveraging) -> AveragedModel | None:
     """The model that a callback averages into; None outside `fit`.
 
-    The callback builds it where the module is built and counts on the device that trains; neither can be chosen.
+    Lightning chooses its device, and the device of its count of updates; no setting changes them.
     """
     return callback._average_model

@@ -1,6 +1,6 @@
-"""Where numbers and pictures go: metrics.csv always, and W&B or TensorBoard where a config asks for them.
+"""Loggers of numbers and pictures: metrics.csv always, and W&B or TensorBoard where a config names them.
 
-A logger's config builds it with the run's directory; each writes below that directory only.
+Each logger is built with the run's directory, and writes below that directory only.
 """
 
 import csv
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class MetricsFile(Logger):
     """metrics.csv: one row for each step at which something was logged, one column for each metric.
 
-    Every call is in the file before it returns, so a killed process loses at most its last row. A resumed run goes over
-    the steps since its checkpoint again: rows later than the first step it logs are dropped then, so that no step
-    stands there twice.
+    Every call writes to the file before it returns, so a killed process loses at most its last row. A resumed run
+    repeats the steps after its checkpoint: at its first row it removes all later rows, so that no step is in the file
+    twice.
 
     Args:
-        run: whose file it is.
+        run: the directory of the file.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -41,20 +41,20 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """The file's own name."""
+        """The file's name."""
         return self._path.name
 
     @property
     def version(self) -> None:
-        """A run has one."""
+        """None: a run has one such file."""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml holds the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a row, or complete the last one where it is of the same step.
+        """Write a row, or complete the last row if it is of the same step.
 
         Args:
             metrics: scalars by name.
@@ -64,7 +64,7 @@ class MetricsFile(Logger):
         if not self._columns:
             columns, rows = read_metrics(self._path)
             self._columns = columns or ["step"]
-            self._write([kept for kept in rows if int(kept["step"]) <= int(row["step"])])
+            self._write([earlier for earlier in rows if int(earlier["step"]) <= int(row["step"])])
         is_same_step = row["step"] == self._last.get("step")
         if is_same_step:
             row = self._last | row
@@ -91,7 +91,7 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and rows of a metrics.csv as text, without a last row that was not written to its end."""
+    """The columns and rows of a metrics.csv as text, without an incomplete last row."""
     if not path.exists():
         return [], []
     whole_lines = path.read_text().rpartition("\n")[0]
@@ -104,7 +104,7 @@ def tensorboard(run: RunDirectory) -> TensorBoardLogger:
     """TensorBoard's event files, in ``tensorboard/`` of the run.
 
     Raises:
-        UserError: if tensorboard is not installed.
+        UserError: tensorboard is not installed.
     """
     try:
         return TensorBoardLogger(save_dir=run.path, name="tensorboard", version="")
@@ -114,12 +114,12 @@ def tensorboard(run: RunDirectory) -> TensorBoardLogger:
 
 @rank_zero_only
 def log_figure(loggers: Iterable[Logger], key: str, figure: "Figure", step: int) -> None:
-    """Hand a matplotlib figure to every logger that shows pictures, on the first rank only.
+    """Log a matplotlib figure with every logger that shows pictures, on the first rank only.
 
     Args:
         loggers: of the trainer.
         key: such as ``val/reconstruction``.
-        figure: it stays open.
+        figure: is not closed.
         step: the optimiser step.
     """
     from vitmae.training.wandb_logger import Wandb

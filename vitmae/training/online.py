@@ -1,4 +1,4 @@
-"""What is looked at while a run trains: a kNN probe on frozen features, reconstruction panels, trivial baselines."""
+"""Measurements during training: a kNN probe on frozen features, reconstruction panels, trivial baselines."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,7 +27,7 @@ class LearnBaselines(Callback):
     """Before the first validation, measures what the trivial predictions of a masked objective need.
 
     Args:
-        images: how many training images are looked at.
+        images: how many training images are used.
     """
 
     def __init__(self, images: int = 2048) -> None:
@@ -44,14 +44,14 @@ class LearnBaselines(Callback):
 class OnlineProbe(Callback):
     """Every few epochs, classifies held-out images by their neighbours among training images.
 
-    Features are those of the frozen backbone with nothing hidden. A low figure early on is no bug: MAE features are
-    not made for kNN (ImageNet, ViT-B, 100 epochs: 11 %). So two references stand beside it, measured once at step 0 on
-    the same images: the untrained backbone (``probe/knn_untrained``) and raw pixels (``probe/knn_pixels``, of images
-    shrunk to 32 pixels where they are larger).
+    Features are those of the frozen backbone with nothing hidden. A low accuracy is not a bug: MAE features are not
+    made for kNN (ImageNet, ViT-B, 100 epochs: 11 %). So two references are logged beside it, measured once at step 0
+    on the same images: the untrained backbone (``probe/knn_untrained``) and raw pixels (``probe/knn_pixels``; larger
+    images are shrunk to 32 pixels).
 
     Args:
-        every_n_epochs: how often; the last epoch always counts.
-        images: how many labelled training images serve as the bank.
+        every_n_epochs: how often; always also after the last epoch.
+        images: how many labelled training images are in the bank.
         k: neighbours.
     """
 
@@ -70,15 +70,15 @@ class OnlineProbe(Callback):
             self._probe(trainer, pl_module)
 
     def state_dict(self) -> dict[str, float]:
-        """The references: a resumed run cannot measure them again."""
+        """The references: a resumed run cannot measure them again, because its backbone is trained."""
         return self.references
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """The references of the run that is resumed."""
+        """Restore the references."""
         self.references = dict(state_dict)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure when it is time."""
+        """Measure if it is due."""
         if is_due(trainer, self.every_n_epochs):
             self._probe(trainer, pl_module)
 
@@ -106,13 +106,13 @@ class OnlineProbe(Callback):
         trainer.strategy.barrier("probe")
 
     def _accuracy(self, train: Features, held_out: Features) -> dict[str, float]:
-        """The share of held-out images that their neighbours name rightly, per pooling."""
+        """The share of held-out images that their neighbours classify correctly, per pooling."""
         k = min(self.k, len(train))
         return {pooling: by_k[k].accuracy for pooling, by_k in knn(train, held_out, ks=[k]).items()}
 
 
 def _pixels(batches: Iterable[Batch]) -> Features:
-    """Raw pixels as features, of images shrunk to 32 pixels at most."""
+    """Raw pixels as features; larger images are shrunk to 32 pixels."""
     vectors, labels = [], []
     for batch in batches:
         size = [min(side, 32) for side in batch.images.shape[2:]]
@@ -122,12 +122,12 @@ def _pixels(batches: Iterable[Batch]) -> Features:
 
 
 class Panels(Callback):
-    """Every few epochs, draws reconstructions of the same held-out images to disk and to the loggers.
+    """Every few epochs, draws reconstructions of the same held-out images, for the run directory and the loggers.
 
     Args:
-        folder: where the pictures go.
-        log: hands a figure to the loggers, under a name and a step.
-        every_n_epochs: how often; the last epoch always counts.
+        folder: of the pictures.
+        log: logs a figure under a name, at a step.
+        every_n_epochs: how often; always also after the last epoch.
         images: how many.
     """
 
@@ -141,13 +141,13 @@ class Panels(Callback):
         self.folder, self.log_figure, self.every_n_epochs, self.images = folder, log, every_n_epochs, images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw when it is time."""
+        """Draw if it is due."""
         artist = declared(pl_module, DrawsPanel)
         if artist is not None and trainer.is_global_zero and is_due(trainer, self.every_n_epochs):
             self._draw(trainer, pl_module, artist)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, artist: DrawsPanel) -> None:
-        """Draw the panel of the first held-out images; `artist` is the module as what draws."""
+        """Draw the panel of the first held-out images; `artist` is the module under its protocol."""
         _, held_out = trainer.datamodule.probe_dataloaders(self.images)  # type: ignore[attr-defined]
         batch = next(_on_device(held_out, pl_module))
         batch = Batch(batch.images[: self.images], batch.labels[: self.images], batch.keys[: self.images], batch.key)
@@ -165,7 +165,7 @@ class Panels(Callback):
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether this epoch's end is a multiple of ``every_n_epochs``, or the end of the run."""
+    """Whether this epoch is the last of the run, or its number a multiple of ``every_n_epochs``."""
     is_last = trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
     return is_last or (trainer.current_epoch + 1) % every_n_epochs == 0
 

@@ -1,6 +1,6 @@
-"""How far the run is: one bar for the whole run in a terminal, a line every ten seconds where the output is a file.
+"""The progress of a run: one bar for the whole run in a terminal, a line every ten seconds in a file.
 
-Not Lightning's own bars: they start again each epoch, and decide by the number of batches when to draw.
+Lightning's own bars start again in each epoch, and are drawn every few batches instead of every few seconds.
 """
 
 import logging
@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
-    """Optimiser steps done and left, the loss of the last step and the held-out values of the last validation.
+    """Shows the optimiser steps, the loss of the last step and the held-out values of the last validation.
 
-    Each step it reads the clock. It reads the loss, which waits for the GPU, only when it draws.
+    It reads the clock in each step, but the loss, which waits for the GPU, only when it draws.
 
     Args:
         bar_s: seconds between two drawings of the bar.
-        line_s: seconds between two lines where there is no terminal.
+        line_s: seconds between two lines without a terminal.
     """
 
     def __init__(self, bar_s: float = 0.5, line_s: float = 10.0) -> None:
@@ -36,11 +36,11 @@ class Progress(ProgressBar):
         self._start = self._drawn = 0.0
 
     def disable(self) -> None:
-        """Draw nothing; Lightning calls this on every rank but the first."""
+        """Draw nothing from now on; Lightning calls this on every rank except the first."""
         self._every_s = math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock where the run starts or resumes."""
+        """Start the clock when the run starts or resumes."""
         self._first_step, self._start = trainer.global_step, time.monotonic()
         self._drawn = self._start
         if self._is_terminal and self._every_s < math.inf:
@@ -49,18 +49,18 @@ class Progress(ProgressBar):
             self._bar = tqdm(total=steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Draw when it is time."""
+        """Draw if it is due."""
         if time.monotonic() - self._drawn >= self._every_s:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end."""
+        """Draw the last step."""
         if self._every_s < math.inf:
             self._draw(trainer, pl_module)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the bar as it is, and end its line."""
+        """End the line of the bar."""
         self._close()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What took effect: one table at the start of a run, read back from the built objects and not from the config."""
+"""The table of what took effect, at the start of a run: read from the built objects, not from the config."""
 
 import sys
 from collections import Counter
@@ -14,11 +14,11 @@ from vitmae.models.objective import Objective, as_objective
 from vitmae.training.accounting import drop_path_rates
 from vitmae.training.averaging import averages
 
-_WIDTH = 120  # letters, where no terminal has a width
+_WIDTH = 120  # letters, without a terminal
 
 
 class Effects(Callback):
-    """Prints the table on the first rank, and saves it in the run directory.
+    """Prints the table on the first rank, and saves it.
 
     Args:
         path: where the table is saved.
@@ -28,7 +28,7 @@ class Effects(Callback):
         self.path = path
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print, once everything is built."""
+        """Print and save the table, after everything is built."""
         if trainer.is_global_zero:
             objective = as_objective(pl_module)
             tables = [_run_table(trainer, objective), _group_table(trainer, objective)]

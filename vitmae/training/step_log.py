@@ -1,7 +1,7 @@
-"""The loss of training steps, logged every few steps; a loss that is not finite stops the run.
+"""Logs the training loss every few steps, and stops the run if the loss is not finite.
 
-Logging from inside each step costs more than a small model's step, so the objective only leaves its values
-(`Objective.last_metrics`) and this callback averages them, without waiting for the device in between.
+Logging inside each step takes longer than a step of a small model. So the objective only stores its values
+(`Objective.last_metrics`), and this callback averages them. It waits for the device only when it logs.
 """
 
 import time
@@ -17,7 +17,10 @@ from vitmae.models.objective import as_objective
 
 
 class StepLog(Callback):
-    """Logs ``train/<name>``, ``train/lr``, ``train/images_per_s`` and ``epoch`` every ``log_every_n_steps``."""
+    """Logs ``train/<name>``, ``train/lr``, ``train/images_per_s`` and ``epoch`` every ``log_every_n_steps``.
+
+    The loss is that of the first rank. The speed counts the images of all ranks, and no time of validation.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -34,7 +37,11 @@ class StepLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Add up this step's values, and log their mean when it is time."""
+        """Add up this step's values, and log their mean if it is due.
+
+        Raises:
+            UserError: a value is not finite.
+        """
         for name, value in as_objective(pl_module).last_metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches += 1
@@ -46,7 +53,10 @@ class StepLog(Callback):
             return
         values = {f"train/{name}": float(total) / self._batches for name, total in self._sums.items()}
         if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
-            _stop(trainer, batch, values)
+            raise UserError(
+                f"the loss is not finite at step {step} ({values}): resume from the last checkpoint with a smaller "
+                "model.optimizer.base_lr, a longer model.optimizer.warmup_epochs or trainer.gradient_clip_val=1"
+            )
         values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         values["train/images_per_s"] = self._images * trainer.world_size / (time.perf_counter() - self._since)
         values["epoch"] = trainer.current_epoch
@@ -56,15 +66,8 @@ class StepLog(Callback):
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not count validation as training time."""
+        """Start the clock again: the time of a validation does not count."""
         self._restart()
 
     def _restart(self) -> None:
         self._sums, self._batches, self._images, self._since = {}, 0, 0, time.perf_counter()
-
-
-def _stop(trainer: Trainer, batch: Batch, values: dict[str, float]) -> None:
-    raise UserError(
-        f"the loss is not finite at step {trainer.global_step} ({values}): continue from the last checkpoint with a "
-        "smaller model.optimizer.base_lr, a longer model.optimizer.warmup_epochs or trainer.gradient_clip_val=1"
-    )

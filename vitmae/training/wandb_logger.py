@@ -1,6 +1,6 @@
-"""Weights & Biases: online where there is a key, offline where there is none, and never a reason for a run to stop.
+"""Weights & Biases: online with a key, offline without one. A failure of W&B never stops a run.
 
-Everything is written below the run's directory first, so whatever the server did not take can be synced later.
+Everything is written below the run's directory first, so what the server did not receive can be synced later.
 """
 
 import logging
@@ -55,17 +55,17 @@ def _host() -> str:
 
 
 class Wandb(Logger):
-    """A W&B run that lives and resumes with a run directory.
+    """The W&B run of a run directory: a resumed run logs to the same one.
 
     Args:
-        run: its directory; the id of the W&B run is kept there, so that a resumed run goes on in the same one.
+        run: its directory; its summary.json holds the id of the W&B run.
         project: on the server.
-        entity: user or team; None is the key's own.
-        mode: ``auto`` is ``WANDB_MODE`` if that is set, else online with a key and offline without.
-        tags: for finding the run.
+        entity: user or team; None: the owner of the key.
+        mode: ``auto`` is ``WANDB_MODE`` if that is set, else online with a key and offline without one.
+        tags: of the run on the server.
         log_checkpoint: upload the checkpoint as an artifact: each new best, and the last one.
-        init_timeout: seconds to wait for the server before the run goes on offline.
-        finish_timeout: seconds to wait at the end for what is not uploaded yet.
+        init_timeout: seconds to wait for the server before the run continues offline.
+        finish_timeout: seconds to wait at the end for the rest of the upload.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Wandb(Logger):
         self._is_lost = self._has_set_data_dir = False
 
     def without_effect(self) -> dict[str, str]:
-        """Settings that reach nothing in this mode, for `vitmae.training.accounting`."""
+        """Settings that have no effect in this mode, see `vitmae.training.accounting`."""
         idle = {"offline": ("init_timeout", "finish_timeout"), "disabled": ("entity", "tags", "log_checkpoint")}
         idle["disabled"] += idle["offline"]
         return dict.fromkeys(idle.get(self.mode, ()), f"logger.wandb.mode={self.mode} talks to no server")
@@ -102,10 +102,10 @@ class Wandb(Logger):
         return self._directory.summary().get("id")
 
     def _start(self) -> Any:
-        """The W&B run, begun at its first use; says in one line which way it is logged."""
+        """The W&B run, started at its first use; one line says whether it is online or offline."""
         if self._run is not None:
             return self._run
-        os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here, in one line
+        os.environ.setdefault("WANDB_SILENT", "true")  # this class prints one line instead
         if "WANDB_DATA_DIR" not in os.environ:  # where artifacts wait for upload
             os.environ["WANDB_DATA_DIR"] = str(self._directory.path / "wandb")
             self._has_set_data_dir = True
@@ -123,7 +123,7 @@ class Wandb(Logger):
                 raise
             import wandb
 
-            wandb.teardown()  # it holds the id of the run that did not come to be
+            wandb.teardown()  # it holds the id of the run that failed to start
             self._run = self._init("offline")
             why = f", {_host()} cannot be used: {first_line(error)}"
         if self._run.offline:
@@ -156,7 +156,7 @@ class Wandb(Logger):
         )
 
     def _attempt(self, action: Callable[[Any], Any]) -> None:
-        """Do something with the W&B run; the first failure is told, and nothing more is tried after it."""
+        """Do something with the W&B run; after the first failure, which is logged, do nothing more."""
         if self._is_lost:
             return
         try:
@@ -171,17 +171,17 @@ class Wandb(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's settings, nested as they are."""
+        """Log the run's settings, nested as they are."""
         self._attempt(lambda run: run.config.update(params, allow_val_change=True))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Scalars by name, over the optimiser step."""
+        """Log scalars by name, over the optimiser step."""
         self._attempt(lambda run: run.log({**metrics, _STEP: step or 0}))
 
     @rank_zero_only
     def log_figure(self, key: str, figure: "Figure", step: int) -> None:
-        """A matplotlib figure as an image, over the optimiser step."""
+        """Log a matplotlib figure as an image, over the optimiser step."""
 
         def send(run: Any) -> None:
             import wandb
@@ -192,7 +192,7 @@ class Wandb(Logger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
-        """A new best checkpoint was written."""
+        """Upload a new best checkpoint."""
         self._upload(self._directory.best, "best")
 
     def _upload(self, path: Path, alias: str) -> None:
@@ -203,14 +203,14 @@ class Wandb(Logger):
             import wandb
 
             artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"file": path.name})
-            artifact.add_file(str(path), name=path.name)  # copied: the next checkpoint takes this one's place
+            artifact.add_file(str(path), name=path.name)  # copied: the next checkpoint replaces this file
             run.log_artifact(artifact, aliases=[alias])
 
         self._attempt(send)
 
     @rank_zero_only
     def close(self, metrics: Mapping[str, float], exit_code: int) -> None:
-        """Send the final metrics and the last checkpoint, and wait for the upload as long as `finish_timeout` says."""
+        """Send the final metrics and the last checkpoint, and wait for the upload at most `finish_timeout` seconds."""
         if self._run is None:
             return
         self._upload(self._directory.last, "last")
@@ -218,7 +218,7 @@ class Wandb(Logger):
         self._attempt(lambda run: run.finish(exit_code))
         import wandb
 
-        wandb.teardown()  # only then is all that was logged in the file
+        wandb.teardown()  # writes the rest of the log to the file
         self._run = None
         if self._has_set_data_dir:  # the next run of this process has its own
             del os.environ["WANDB_DATA_DIR"]

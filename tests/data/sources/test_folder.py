@@ -128,7 +128,7 @@ def test_masks_lie_like_the_images(tmp_path):
         assert (masks[:, :, :10] == 0).all()
         assert (masks[:, :, 10:] == masks[:, :1, 10:11]).all()
         seen += masks[:, 0, -1].tolist()
-    assert sorted(seen) == sorted(1 + int(data._val.images.name(i)[-5]) for i in data._val.indices.tolist())
+    assert sorted(seen) == sorted(1 + int(data.parts.val.images.name(i)[-5]) for i in data.parts.val.indices.tolist())
 
 
 def test_a_mask_of_another_size_or_a_missing_one_is_named(tmp_path):

@@ -148,7 +148,7 @@ def test_small_images_are_decoded_once_and_large_ones_by_workers(tmp_path, size)
     write(tmp_path / "a.parquet", [0, 1] * 6, size=size)
     data = ImageData(Parquet(), path=str(tmp_path), img_size=32, in_chans=3, batch_size=4, num_workers=2)
     data.prepare()
-    assert type(data._train.images).__name__ == ("MemoryImages" if size == (32, 32) else "ParquetImages")
+    assert type(data.parts.train.images).__name__ == ("MemoryImages" if size == (32, 32) else "ParquetImages")
     assert torch.cat([batch.labels for batch in data.train_dataloader()]).bincount().tolist() in (
         [4, 4],
         [3, 5],
@@ -168,7 +168,7 @@ def test_an_unreadable_row_is_named(tmp_path):
         ImageData(Parquet(), **settings).prepare()
     data = ImageData(Parquet(), **settings, on_error="skip")
     data.prepare()
-    assert data.skipped == 2
+    assert data.parts.num_skipped == 2
     assert data.num_train + data.num_val == 10
 
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 or 100 classes.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). torchvision downloads and reads
-the original files. They are pickles, so they are opened only if their checksums are the published ones.
+the original files. They are pickles, so they are opened only if they have the published checksums.
 """
 
 import logging
@@ -39,12 +39,12 @@ class CIFAR:
         """Load it, downloading it first if it is not in ``path``; there is no validation split.
 
         Raises:
-            UserError: it is not there and cannot be downloaded, or ``in_chans`` is not 3.
+            UserError: it is not in ``path`` and cannot be downloaded, or ``in_chans`` is not 3.
         """
         if in_chans != 3:
             raise UserError(f"CIFAR has 3 channels, not {in_chans}: set data.in_chans=3")
         if not isinstance(path, str):
-            raise UserError(f"data.path={path} is not a folder to find CIFAR-{self.num_classes} in")
+            raise UserError(f"data.path={path} must be the folder of CIFAR-{self.num_classes}, or a new one")
         from torchvision import datasets
 
         dataset: Any = datasets.CIFAR10 if self.num_classes == 10 else datasets.CIFAR100

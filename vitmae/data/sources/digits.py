@@ -25,12 +25,12 @@ class Digits:
         """Load them: training 1,437 images, test 360, no validation split; 8 x 8 pixels whatever ``img_size`` is.
 
         Raises:
-            UserError: ``in_chans`` is not 1, or a path is given: nothing would be read from it.
+            UserError: ``in_chans`` is not 1, or a path is given, from which nothing would be read.
         """
         if path is not None:
             raise UserError(f"data.path={path}: digits come with scikit-learn: leave it out")
         if in_chans != 1:
-            raise UserError(f"the digits are grey and have no {in_chans} channels: set data.in_chans=1")
+            raise UserError(f"the digits have 1 channel, not {in_chans}: set data.in_chans=1")
         table = read_table()
         ink = np.rint(table[:, :64] * (255 / _MOST_INK)).astype(np.uint8)
         images = torch.from_numpy(ink).view(-1, 1, 8, 8)
@@ -46,7 +46,7 @@ class Digits:
 def read_table() -> NDArray[np.float64]:
     """The file of `sklearn.datasets.load_digits`: (1797, 65), 64 values from 0 to 16 and the digit.
 
-    Read directly, since importing scikit-learn takes longer than the rest of a small run's start.
+    It is read directly, because importing scikit-learn takes longer than the rest of the start of a small run.
     """
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []

@@ -4,8 +4,8 @@
     path/<class>/**/*.jpg                                     classes
     path/**/*.jpg, "photos/*.png", list.txt                   images without labels, to pre-train on
 
-A folder whose images lie in fewer than two subfolders has no classes. A list has one path per line, relative to
-the list's own folder.
+A folder with images in fewer than two subfolders has no classes. A list has one path per line, relative to the folder
+of the list.
 """
 
 import os
@@ -23,7 +23,7 @@ from vitmae.data.decode import EXTENSIONS
 from vitmae.data.splits import EncodedImages, Paths, Splits
 from vitmae.errors import UserError
 
-SPLIT_NAMES = {  # what the folder or file of a split may be called
+SPLIT_NAMES = {  # names of the folder or file of a split
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -37,13 +37,13 @@ class FileImages(EncodedImages):
         paths: of the images.
         labels: one per image; -1 where it has none.
         root: the folder that ``masks`` mirrors.
-        masks: a folder of PNG files at the same places as the images in ``root``, each pixel a class index,
+        masks: a folder of PNG files with the same relative paths as the images in ``root``, each pixel a class index,
             255 for none.
     """
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], root: Path, masks: Path | None = None) -> None:
         super().__init__(torch.tensor(labels, dtype=torch.int64))
-        # one block of bytes, because a list of a million strings would be copied into every worker, page by page
+        # one block of bytes, because every worker would copy the pages of a list of strings
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.root, self.masks = root, masks
         self.has_masks = masks is not None
@@ -57,7 +57,7 @@ class FileImages(EncodedImages):
         return open(self.paths[index], "rb")
 
     def open_mask(self, index: int) -> BinaryIO:
-        """The PNG file at the same place in the masks' folder."""
+        """The PNG file with the same relative path in the folder of masks."""
         if self.masks is None:
             raise UserError(f"{self.name(index)} has no per-pixel classes: set data.source.masks to their folder")
         path = self.masks / os.path.relpath(Path(self.name(index)).with_suffix(".png"), self.root)
@@ -85,7 +85,7 @@ class Folder:
     Args:
         masks: a folder of PNG files that mirrors the images' folder (``masks/cats/1.png`` for ``cats/1.jpg``),
             each pixel a class index, 255 for none; only dense probes read it.
-        num_mask_classes: how many classes they have, with masks.
+        num_mask_classes: how many classes the masks have; None without masks.
     """
 
     def __init__(self, masks: str | None = None, num_mask_classes: Annotated[int, Ge(2)] | None = None) -> None:
@@ -93,7 +93,7 @@ class Folder:
             raise UserError("data.source.masks and data.source.num_mask_classes go together: set both")
         self.masks = Path(masks).expanduser() if masks else None
         if self.masks and not self.masks.is_dir():
-            raise UserError(f"data.source.masks={masks} is not a folder: masks lie in folders like their images")
+            raise UserError(f"data.source.masks={masks} is not a folder: give one with the subfolders of the images")
         self.num_mask_classes = num_mask_classes
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
@@ -135,7 +135,7 @@ class Folder:
 
 
 def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
-    """Where each split lies: named one by one, in subfolders with a split's name, or training images only.
+    """The path of each split: named one by one, subfolders with a split's name, or training images only.
 
     Raises:
         UserError: no path is given, or a mapping has other keys than the splits.
@@ -158,7 +158,7 @@ def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
 
 
 def _list_images(place: str | Sequence[str]) -> list[tuple[str | None, str]]:
-    """The files of one split, each with its class folder's name or None."""
+    """The files of one split, each with the name of its class folder, or None."""
     if not isinstance(place, str):
         return [(None, file) for one in place for _, file in _list_images(one)]
     path = Path(place).expanduser()
@@ -182,7 +182,7 @@ def _list_images(place: str | Sequence[str]) -> list[tuple[str | None, str]]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str | None, str]]:
-    """All images below a folder in the order of their names, each with the subfolder it is in or below."""
+    """All images below a folder in the order of their names, each with the name of its subfolder, or None."""
     for directory, subfolders, names in os.walk(folder, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = os.path.relpath(directory, folder)

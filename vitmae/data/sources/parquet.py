@@ -3,8 +3,8 @@
     path/train-00000-of-00002.parquet, path/test.parquet, ...     splits by the files' names
     {train: ..., val: ..., test: ...}                             splits one by one: files, folders or globs
 
-Tables of up to 2 GiB are held encoded in memory. Larger ones are copied once to the cache as an Arrow file, which
-all workers and ranks map into memory, because Parquet has no random access.
+Tables of up to 2 GiB are in memory, encoded. Larger ones are copied once to the cache as an Arrow file, which all
+workers and ranks map into memory, because Parquet has no random access.
 """
 
 import json
@@ -57,7 +57,7 @@ class ParquetImages(EncodedImages):
         return f"row {index} of {self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
 
     def open(self, index: int) -> BinaryIO:
-        """The bytes; none if the row has none."""
+        """The bytes of the row; empty if it has no image."""
         return BytesIO(self._bytes[index].as_py() or b"")
 
     def open_mask(self, index: int) -> BinaryIO:
@@ -102,8 +102,8 @@ class Parquet:
     """Images in Parquet files.
 
     Args:
-        image_column: null: image or img, whichever there is.
-        label_column: null: label, labels or fine_label, whichever there is; without any, images have no labels.
+        image_column: null: image or img.
+        label_column: null: label, labels or fine_label; without any of these, images have no labels.
     """
 
     def __init__(self, image_column: str | None = None, label_column: str | None = None) -> None:
@@ -161,7 +161,7 @@ def _find(place: str | Sequence[str]) -> list[Path]:
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Sort files by the name of a split in their own name."""
+    """The files of each split, by the split's name in the file's name."""
     if len(files) == 1:
         return {"train": list(files)}
     shared: dict[str, list[Path]] = {}
@@ -202,7 +202,7 @@ def _column(files: Sequence[Path], name: str) -> Any:
 
 
 def _class_names(schema: Any, column: str, values: Any) -> tuple[str, ...]:
-    """The names in the hub's part of the schema, else the labels themselves."""
+    """The class names in the hub's part of the schema; without them, the labels themselves."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:
@@ -214,7 +214,7 @@ def _class_names(schema: Any, column: str, values: Any) -> tuple[str, ...]:
 
 
 def _numbers(values: Any, classes: Sequence[str], split: str) -> Tensor:
-    """Labels as class numbers: (N,) int64, -1 where there is none."""
+    """Labels as class numbers: (N,) int64, -1 for an image without a label."""
     if pa.types.is_integer(values.type):
         numbers = values.fill_null(-1).to_numpy().astype(np.int64)
     else:

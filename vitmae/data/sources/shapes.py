@@ -2,8 +2,8 @@
 
     (seed, split, index) -> key -> a few numbers that describe the picture -> pixels, and the class of each pixel
 
-A picture is a function on the plane, so the same index shows the same scene at every resolution, and the first
-thousand images of a set of a million are those of a set of a thousand. The label is the larger shape's.
+A picture is a function on the plane, so one index shows the same scene at every resolution, and the first thousand
+images of a large set are those of a set of a thousand. The label is that of the larger shape.
 
 Shapes: B images, C channels, H W height and width. The plane's unit is half of the shorter side.
 """
@@ -24,9 +24,9 @@ from vitmae.randomness import fold, fold_each, fold_indices, uniform
 CLASSES = ("disc", "ring", "half disc", "crescent", "triangle", "square", "cross", "star")
 
 Count = Annotated[int, Ge(len(CLASSES))]
-"""Of the images of a split: each class at least once."""
+"""Of the images of a split, which has each class once or more."""
 
-_PIECE = 64  # images drawn at once: their planes stay in the processor's cache
+_PIECE = 64  # images drawn at once: their planes fit the processor's cache
 
 
 class Shapes:
@@ -36,7 +36,7 @@ class Shapes:
         num_train: how many training images.
         num_val: how many validation images.
         num_test: how many test images.
-        seed: of the pictures; it is not the run's seed, so runs with different seeds see the same set.
+        seed: of the pictures; not the run's seed, so runs with different seeds use the same set.
     """
 
     @check_arguments("data.source")
@@ -51,14 +51,14 @@ class Shapes:
         self.seed = seed
 
     def took_effect(self) -> dict[str, int]:
-        """Settings that are kept under another name, for `vitmae.training.accounting`."""
+        """Settings that are stored under another name, see `vitmae.training.accounting`."""
         return {f"num_{split}": count for split, count in self.counts.items()}
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
         """Describe the splits; images are drawn on request.
 
         Raises:
-            UserError: a path is given: nothing would be read from it.
+            UserError: a path is given, from which nothing would be read.
         """
         if path is not None:
             raise UserError(f"data.path={path}: shapes are drawn, not read: leave it out")
@@ -75,7 +75,7 @@ class Shapes:
             val=val,
             test=test,
             class_names=CLASSES,
-            stats=Stats((0.499,) * in_chans, (0.260,) * in_chans),  # the channels are drawn alike
+            stats=Stats((0.499,) * in_chans, (0.260,) * in_chans),  # all channels have the same distribution
             num_mask_classes=1 + len(CLASSES),
         )
 
@@ -152,7 +152,7 @@ def _paint(colour: Tensor, draws: _Draws, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _turn(centre: Tensor, radius: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The plane as a shape sees it, itself upright at the origin with radius 1: x, y (B, H, W) each."""
+    """The plane in the coordinates of a shape, which is upright at the origin with radius 1: x, y (B, H, W) each."""
     dx = (x - centre[:, 0, None, None]) / radius[..., None]
     dy = (y - centre[:, 1, None, None]) / radius[..., None]
     cosine, sine = torch.cos(angle)[..., None], torch.sin(angle)[..., None]
@@ -160,7 +160,7 @@ def _turn(centre: Tensor, radius: Tensor, angle: Tensor, x: Tensor, y: Tensor) -
 
 
 def _distance(kind: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """About how far each point is outside of a shape, negative inside: (B,), twice (B, H, W) -> (B, H, W)."""
+    """The approximate distance of each point from a shape, negative inside: (B,), twice (B, H, W) -> (B, H, W)."""
     distance = torch.empty_like(x)
     for index, name in enumerate(CLASSES):
         rows = (kind == index).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Settings of the data that only make sense together -> values, or one line that says what to set."""
+"""Arguments of the data module that depend on each other, checked together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from vitmae.errors import UserError
 
 
 def plain(value: Any) -> Any:
-    """The same in dicts, lists and scalars: a configuration's own containers know too much to travel."""
+    """A setting as dicts, lists and scalars, without the container classes of OmegaConf."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -17,7 +17,11 @@ def plain(value: Any) -> Any:
 
 
 def image_size(value: int | Sequence[int]) -> tuple[int, int]:
-    """One number, or [height, width] -> (height, width)."""
+    """One number, or [height, width] -> (height, width).
+
+    Raises:
+        UserError: there are more or fewer than two numbers.
+    """
     sides = list(value) if isinstance(value, Sequence) else [value, value]
     if len(sides) != 2:
         raise UserError(f"data.img_size={value}: must be a number of pixels, or [height, width]")
@@ -31,10 +35,10 @@ def training_view(
     ratio: tuple[float, float] | None,
     hflip: bool,
 ) -> View:
-    """How training images are seen.
+    """How training images are cropped and flipped.
 
     Raises:
-        UserError: a range is given that this crop does not have, or is upside down.
+        UserError: a range is given for another crop than random_resized, or its limits are in the wrong order.
     """
     for name, given in (("crop_scale", scale), ("crop_ratio", ratio)):
         if given is None:
