@@ -18,7 +18,7 @@ def main() -> int:
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(help_text())
+        print(command_list())
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
@@ -34,7 +34,7 @@ def main() -> int:
     return code
 
 
-def help_text() -> str:
+def command_list() -> str:
     """A line for each command: the first of its docstring, read without importing it."""
     lines = ["vitmae COMMAND [setting=value ...], the same as python -m vitmae.COMMAND; each says more with --help", ""]
     for name in COMMANDS:

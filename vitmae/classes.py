@@ -50,7 +50,7 @@ def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] 
     Raises:
         UserError: naming the first class that is not listed for its place, or a value that is no plain data.
     """
-    for place, key, value in _walk(settings):
+    for place, key, value in _all_values(settings):
         name = f"{place}.{key}" if place else key
         if key == "_target_":
             if not _is_listed(place, value) and value not in trust:
@@ -67,17 +67,19 @@ def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] 
 
 def unlisted_classes(settings: Mapping[str, Any]) -> list[str]:
     """The full names that `trust` must hold, for a file with these settings to be built."""
-    found = (str(value) for place, key, value in _walk(settings) if key == "_target_" and not _is_listed(place, value))
+    found = (
+        str(value) for place, key, value in _all_values(settings) if key == "_target_" and not _is_listed(place, value)
+    )
     return list(dict.fromkeys(found))
 
 
-def _walk(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
+def _all_values(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:
     """Every value with its key and the place of the mapping or list that holds it."""
     pairs = node.items() if isinstance(node, Mapping) else enumerate(node)
     for key, value in pairs:
         yield place, str(key), value
         if isinstance(value, (Mapping, list, tuple)):
-            yield from _walk(value, f"{place}.{key}" if place else str(key))
+            yield from _all_values(value, f"{place}.{key}" if place else str(key))
 
 
 def _is_listed(place: str, name: Any) -> bool:

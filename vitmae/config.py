@@ -33,7 +33,7 @@ def config_dir() -> Path:
     raise UserError(f"no conf/config.yaml in {package} nor beside it: install vitmae again")
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def resolved(config: DictConfig) -> dict[str, Any]:
     """Resolve a composed config to dicts, lists and scalars.
 
     Raises:

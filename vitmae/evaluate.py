@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, compose, split_arguments, store_node, trusted_names
+from vitmae.command import call_target, command
+from vitmae.composition import compose, split_arguments, store_node, trusted_names
 from vitmae.config import config_dir
 from vitmae.errors import UserError
-from vitmae.evaluation.probe_names import Probe
+from vitmae.evaluation.probe_name import ProbeName
 from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def evaluate(
     fewshot: Any,
     attentive: Any,
     dense: Any,
-    probe: Literal["all"] | Probe | list[Probe] = "all",
+    probe: Literal["all"] | ProbeName | list[ProbeName] = "all",
     encoder: Literal["trained", "untrained", "both"] = "trained",
     split: Literal["val", "test"] | None = None,
     limit: Annotated[int, Ge(1)] | None = None,
@@ -74,12 +75,12 @@ def evaluate(
 
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
-    from vitmae.evaluation import scores as scoring
     from vitmae.evaluation.choice import choose_probes, choose_split, require_same_channels
     from vitmae.evaluation.data_settings import read_once
     from vitmae.evaluation.feature_store import FeatureStore
-    from vitmae.evaluation.probe_data import VAL_FRACTION, ProbeData
+    from vitmae.evaluation.probe_data import VAL_SHARE_OF_TRAIN, ProbeData
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
+    from vitmae.evaluation.scores import Score, as_table, write_scores
     from vitmae.runs.exit import short
     from vitmae.tables import as_text
     from vitmae.trained.device import find_device
@@ -111,7 +112,7 @@ def evaluate(
     make_folder(path.parent, f"out={path}")  # before hours are spent
     make_folder(root, f"features={root}")
     images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
-    choosing = f"{data.num_val} choose" if scored == "test" else f"{VAL_FRACTION:.0%} of these choose"
+    choosing = f"{data.num_val} choose" if scored == "test" else f"{VAL_SHARE_OF_TRAIN:.0%} of these choose"
     _log.info(
         "%s on %s: %d images train, %s, %d are scored (%s split), at %d x %d%s",
         short(saved.path.resolve()),
@@ -123,7 +124,7 @@ def evaluate(
         *data.img_size,
         "" if limit is None else f"; at most {limit} of each split",
     )
-    found: list[scoring.Score] = []
+    found: list[Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
         model = Model(saved, place, precision, img_size=data.img_size, untrained=which == "untrained")
         store = FeatureStore(model, data, root, limit=limit, token_images=token_images)
@@ -145,8 +146,8 @@ def evaluate(
         "precision": model.precision,
         "command": sys.argv[1:],
     }
-    written = scoring.write(path, found, about)
-    _log.info("\n%s\n", as_text(scoring.as_table(found)))
+    written = write_scores(path, found, about)
+    _log.info("\n%s\n", as_text(as_table(found)))
     if any(score.is_chosen for score in found):
         _log.info("* the best k on the validation images")
     if "classifier" in names and scored == "val":

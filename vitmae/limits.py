@@ -24,7 +24,7 @@ from vitmae.errors import UserError
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 _SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤", MinLen: "of length ≥"}
-_KINDS = {
+_TYPE_NAMES = {
     float: "a number",
     int: "a whole number",
     bool: "true or false",
@@ -92,7 +92,7 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
     except TypeError:
         return
     if not _fits(text, annotation):
-        raise UserError(f"{name}={value if isinstance(value, str) else text}: must be {_wanted(annotation, text)}")
+        raise UserError(f"{name}={value if isinstance(value, str) else text}: must be {_requirement(annotation, text)}")
 
 
 def _as_json(value: Any) -> Any:
@@ -116,7 +116,7 @@ def _fits(text: str, annotation: Any) -> bool:
     return True
 
 
-def _wanted(annotation: Any, text: str | None) -> str:
+def _requirement(annotation: Any, text: str | None) -> str:
     """What a value must be, in words.
 
     Args:
@@ -124,9 +124,9 @@ def _wanted(annotation: Any, text: str | None) -> str:
         text: the value in JSON, if it is known: of a number, the limits suffice.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    words = _KINDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+    words = _TYPE_NAMES.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
     if origin in (typing.Union, UnionType):
-        words = " or ".join(dict.fromkeys(_wanted(choice, text) for choice in inner))
+        words = " or ".join(dict.fromkeys(_requirement(choice, text) for choice in inner))
     elif origin is typing.Literal:
         *most, last = map(str, inner)
         words = f"{', '.join(most)} or {last}" if most else last
@@ -135,13 +135,13 @@ def _wanted(annotation: Any, text: str | None) -> str:
         limits = [limit for limit in stated if type(limit) in _SIGNS]
         words = " and ".join(f"{_SIGNS[type(limit)]} {astuple(limit)[0]}" for limit in limits)
         if text is None:
-            words = f"{_wanted(inner[0], None)} {words}"
+            words = f"{_requirement(inner[0], None)} {words}"
         elif not _fits(text, inner[0]):
-            words = _wanted(inner[0], text)
+            words = _requirement(inner[0], text)
     elif origin is tuple:
-        words = f"a list of {len(inner)}, each {_wanted(inner[0], None)}"
+        words = f"a list of {len(inner)}, each {_requirement(inner[0], None)}"
     elif inspect.isclass(origin) and issubclass(origin, Sequence):
-        words = f"a list, each {_wanted(inner[0], None)}"
+        words = f"a list, each {_requirement(inner[0], None)}"
     elif is_dataclass(annotation):
         words = "a mapping"
     return words

@@ -39,7 +39,7 @@ def _mix_int(bits: int) -> int:
     return bits ^ (bits >> 31)
 
 
-def _part(part: int | str) -> int:
+def _as_int(part: int | str) -> int:
     return crc32(part.encode()) | (1 << 40) if isinstance(part, str) else int(part)
 
 
@@ -47,7 +47,7 @@ def fold(*parts: int | str) -> int:
     """Fold what identifies a draw into one key (an int64); the order of the parts matters."""
     key = 0
     for part in parts:
-        key = _mix_int((key * 3 + _part(part) + _GOLDEN) & _MASK)
+        key = _mix_int((key * 3 + _as_int(part) + _GOLDEN) & _MASK)
     return _signed(key)
 
 
@@ -57,7 +57,7 @@ def fold_each(keys: Tensor, *parts: int | str) -> Tensor:
     Equal to ``fold`` continued: ``fold_each(tensor(fold(a)), b) == fold(a, b)``.
     """
     for part in parts:
-        keys = _mix(keys * 3 + _signed(_part(part) + _GOLDEN))
+        keys = _mix(keys * 3 + _signed(_as_int(part) + _GOLDEN))
     return keys
 
 
@@ -78,7 +78,7 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(fold(*parts) & _MASK)
 
 
-def seed(key: int, device: torch.device) -> None:
+def seed_torch(key: int, device: torch.device) -> None:
     """Seed torch's own generators of the CPU and of one device, for library functions that take none.
 
     The same numbers as after ``torch.manual_seed``. That function also seeds every kind of device there might be; where

@@ -15,8 +15,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vitmae.command import command, quoted, split_arguments, store_settings, trusted_names
-from vitmae.config import build, check_settings, plain, takes
+from vitmae.command import command
+from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
+from vitmae.config import build, check_settings, resolved, takes
 from vitmae.errors import UserError
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
@@ -39,7 +40,7 @@ def train(config: DictConfig) -> float:
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.NOTSET if isinstance(handler, logging.FileHandler) else logging.ERROR)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
-    settings = plain(config)
+    settings = resolved(config)
     ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
     is_resumed = ckpt is not None and run.path in ckpt.parents
     is_requeued = run.start(launch, name=settings["name"], choices=settings["choices"], is_resumed=is_resumed)
@@ -105,7 +106,7 @@ def _train(
     }
     ema_decay = objective.optimizer.ema_decay
     callbacks = [
-        Accounting(settings, parts, overrides, _idle(settings, run, data, is_resumed=ckpt is not None)),
+        Accounting(settings, parts, overrides, _without_effect(settings, run, data, is_resumed=ckpt is not None)),
         Effects(run.path / "effects.txt"),
         *([WeightAverage(ema_decay)] if ema_decay is not None else []),
         LearnBaselines(),
@@ -128,7 +129,7 @@ def _train(
     metrics = run.summary().get("metrics", {}) | metrics
     run.record("finished", metrics=metrics)
     if launch.rank == 0:
-        _say_where(run, metrics)
+        _log_results(run, metrics)
     return metrics.get(objective.monitor[0], float("nan"))
 
 
@@ -148,20 +149,20 @@ def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str
     return {**model, "num_classes": num_classes if given is None else given}
 
 
-def _idle(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
+def _without_effect(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
     """Settings that reach nothing in this run, since another part has no use for them, and why."""
-    idle = {}
+    without_effect = {}
     if is_resumed:
-        idle = dict.fromkeys(
+        without_effect = dict.fromkeys(
             ("model.weights", "backbone.weights", "weights_min_match"), "a resumed run has its weights: leave it out"
         )
     elif settings["model"].get("weights") is None and settings["backbone"].get("weights") is None:
-        idle["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
+        without_effect["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
     if settings["name"] != (name := run.summary()["name"]):
-        idle["name"] = f"the run keeps its name, {name}: leave it out"
+        without_effect["name"] = f"the run keeps its name, {name}: leave it out"
     if data.num_classes is None:
-        idle["probe"] = "these images have no labels: leave it out"
-    return idle
+        without_effect["probe"] = "these images have no labels: leave it out"
+    return without_effect
 
 
 def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]
     return facts
 
 
-def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
+def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
     """The last lines: how it went, and where to look."""
     titles = {
         "val/loss": "held-out loss",

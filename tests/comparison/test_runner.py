@@ -12,12 +12,12 @@ from vitmae.errors import UserError
 
 
 class Process:
-    """Stands for `python -m vitmae.<module> <words>`."""
+    """Stands for `python -m vitmae.<module> <overrides>`."""
 
-    def __init__(self, jobs, codes, started, words, stdout, **others):
-        self.job = next(job for job in jobs if str(job.place) in words[-1] or words[-1] == f"ckpt={job.place}")
+    def __init__(self, jobs, codes, started, overrides, stdout, **others):
+        self.job = next(job for job in jobs if str(job.place) in overrides[-1] or overrides[-1] == f"ckpt={job.place}")
         self.code = codes.get(self.job.stage, 0)
-        started.append((self.job.name, words[3:]))
+        started.append((self.job.name, overrides[3:]))
         if self.code == 0:
             finish(self.job, accuracy=0.7 if self.job.base_lr == 2e-3 else 0.5)
         else:
@@ -32,14 +32,16 @@ class Process:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Carry out a plan with stand-ins; returns (names of the jobs started, their words, failures)."""
+    """Carry out a plan with stand-ins; returns (names of the jobs started, their overrides, failures)."""
 
     def go(codes=(), **changed):
         _, rows = planned(tmp_path, **changed)
         jobs = [job for row in rows for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers) if job]
         started, failures = [], {}
         monkeypatch.setattr(
-            module.subprocess, "Popen", lambda words, **given: Process(jobs, dict(codes), started, words, **given)
+            module.subprocess,
+            "Popen",
+            lambda overrides, **given: Process(jobs, dict(codes), started, overrides, **given),
         )
         done = list(run_jobs(rows, tmp_path, failures))
         return rows, started, failures, done
@@ -104,7 +106,7 @@ def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
     _, rows = planned(tmp_path)
     for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
         finish(job)
-    monkeypatch.setattr(module.subprocess, "Popen", lambda words, **given: pytest.fail("another job was started"))
+    monkeypatch.setattr(module.subprocess, "Popen", lambda overrides, **given: pytest.fail("another job was started"))
     with pytest.raises(Stopped):
         for _ in run_jobs(rows, tmp_path, {}):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -129,7 +131,7 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
     started = []
 
     class Sleeping(subprocess.Popen):
-        def __init__(self, words, **given):
+        def __init__(self, overrides, **given):
             super().__init__(["sleep", "60"], **given)
             started.append(self)
 
@@ -163,7 +165,7 @@ def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
 
 
 def test_a_begun_run_resumes(run, tmp_path):
-    _, rows = planned(tmp_path, reach=["trust=[mine.objective.Mine]"])
+    _, rows = planned(tmp_path, own_code=["trust=[mine.objective.Mine]"])
     begun = rows[0].finetunes[0].place
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "checkpoints" / "last.ckpt").touch()
@@ -171,8 +173,8 @@ def test_a_begun_run_resumes(run, tmp_path):
     lost.mkdir(parents=True)
     (lost / "train.log").write_text("no checkpoint yet")
     assert module._arguments(rows[0].finetunes[0]) == ["trust=[mine.objective.Mine]", f"ckpt={begun}"]
-    words = module._arguments(rows[1].pretrain)
-    assert words == rows[1].pretrain.arguments
+    overrides = module._arguments(rows[1].pretrain)
+    assert overrides == rows[1].pretrain.arguments
     assert not lost.exists()
     assert (lost.with_name(f"{lost.name}.stopped1") / "train.log").exists(), "nothing is lost"
 
@@ -187,7 +189,7 @@ def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch
     sent = []
 
     class Waiting:
-        def __init__(self, words, **given):
+        def __init__(self, overrides, **given):
             pass
 
         def wait(self):

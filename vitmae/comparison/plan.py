@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from vitmae.errors import UserError
 
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]
-Command = Literal["train", "evaluate"]
+CommandName = Literal["train", "evaluate"]
 AccuracyProbe = Literal["knn", "linear", "logistic", "fewshot", "attentive"]
 """Probes of a frozen encoder that give an accuracy, which is what a comparison shows."""
 
@@ -54,15 +54,15 @@ class Design:
         probes: of `vitmae.evaluate`, on the frozen encoder; may be empty.
         base_lrs: candidates for the peak learning rate of fine-tuning, per 256 images; each method and seed uses the
             one that is best on its validation images. Empty: the recipe's own.
-        train: words of `vitmae.train` for every run: data, backbone, trainer.
-        pretrain: words for every pre-training, after `train`.
-        own: by method, words for its pre-training, after `pretrain`; the command line writes them ``mae=[…]``.
-        finetune: words for every fine-tuning.
-        scratch: words for training from scratch, after `finetune`; the last word wins.
-        evaluate: words of `vitmae.evaluate` for every evaluation.
+        train: overrides of `vitmae.train` for every run: data, backbone, trainer.
+        pretrain: overrides for every pre-training, after `train`.
+        own: by method, overrides for its pre-training, after `pretrain`; the command line writes them ``mae=[…]``.
+        finetune: overrides for every fine-tuning.
+        scratch: overrides for training from scratch, after `finetune`; the last override wins.
+        evaluate: overrides of `vitmae.evaluate` for every evaluation.
 
     Raises:
-        UserError: a value occurs twice, a word sets what the comparison sets, or `own` names no method.
+        UserError: a value occurs twice, a override sets what the comparison sets, or `own` names no method.
     """
 
     out: str
@@ -85,14 +85,16 @@ class Design:
                 raise UserError(f"{name}={list(values)}: a value occurs twice: remove one")
         if unused := [name for name in self.own if name not in self.methods]:
             raise UserError(
-                f"{unused[0]}=[…]: methods={list(self.methods)} has no {unused[0]}: add it, or remove the words"
+                f"{unused[0]}=[…]: methods={list(self.methods)} has no {unused[0]}: add it, or remove the overrides"
             )
         stages = {name: getattr(self, name) for name in ("train", "pretrain", "finetune", "scratch", "evaluate")}
-        for name, words in (stages | dict(self.own)).items():
-            for word in words:
-                if word.lstrip("+~").partition("=")[0] in _RESERVED:
+        for name, overrides in (stages | dict(self.own)).items():
+            for override in overrides:
+                if override.lstrip("+~").partition("=")[0] in _RESERVED:
                     setting = "" if name == "train" else f"{name}="
-                    raise UserError(f"{setting}{word}: a comparison sets that itself, see methods, seeds, labels, out")
+                    raise UserError(
+                        f"{setting}{override}: a comparison sets that itself, see methods, seeds, labels, out"
+                    )
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,19 @@ class Job:
         seed: of the run.
         stage: what the job is for.
         command_name: `vitmae.train` or `vitmae.evaluate`.
-        words: the overrides that say what is computed; they name the job.
+        overrides: the overrides that say what is computed; they name the job.
         place: the run's directory, or the JSON file of an evaluation.
-        reach: where the job finds what is the user's own: ``--config-dir=…``, ``trust=[…]``.
+        own_code: where the job finds what is the user's own: ``--config-dir=…``, ``trust=[…]``.
         base_lr: the candidate that a fine-tuning tries; None: the recipe's own.
     """
 
     method: str
     seed: int
     stage: Stage
-    command_name: Command
-    words: tuple[str, ...]
+    command_name: CommandName
+    overrides: tuple[str, ...]
     place: Path
-    reach: tuple[str, ...] = ()
+    own_code: tuple[str, ...] = ()
     base_lr: float | None = None
 
     @property
@@ -148,7 +150,7 @@ class Job:
     def arguments(self) -> list[str]:
         """The whole command line after ``python -m vitmae.<command_name>``."""
         place = f"hydra.run.dir={self.place}" if self.command_name == "train" else f"out={self.place}"
-        return [*self.reach, *self.words, place]
+        return [*self.own_code, *self.overrides, place]
 
     @property
     def command(self) -> str:
@@ -182,23 +184,25 @@ class Row:
         return self.finetunes[self.classifiers.index(classifier)]
 
 
-def plan(design: Design, methods: Sequence[Method], folder: Path, reach: Sequence[str] = ()) -> list[Row]:
+def plan(design: Design, methods: Sequence[Method], folder: Path, own_code: Sequence[str] = ()) -> list[Row]:
     """All rows, seed by seed.
 
     Args:
         design: what is compared.
         methods: those of the design, in its order.
         folder: where runs and evaluations go.
-        reach: see `Job`.
+        own_code: see `Job`.
     """
-    return [_Planner(design, folder, tuple(reach), method, seed).row() for seed in design.seeds for method in methods]
+    return [
+        _Planner(design, folder, tuple(own_code), method, seed).row() for seed in design.seeds for method in methods
+    ]
 
 
 @dataclass(frozen=True)
 class _Planner:
     design: Design
     folder: Path
-    reach: tuple[str, ...]
+    own_code: tuple[str, ...]
     method: Method
     seed: int
 
@@ -208,8 +212,8 @@ class _Planner:
         finetunes = tuple(self.finetune(pretrain, rate) for rate in design.base_lrs or (None,))
         probes = None
         if design.probes:
-            words = [f"probe=[{','.join(design.probes)}]", *([] if pretrain else ["encoder=untrained"])]
-            probes = self.evaluation("probes", pretrain or finetunes[0], words)
+            overrides = [f"probe=[{','.join(design.probes)}]", *([] if pretrain else ["encoder=untrained"])]
+            probes = self.evaluation("probes", pretrain or finetunes[0], overrides)
         classifiers = tuple(self.evaluation("classifier", tuned, ["probe=[classifier]"]) for tuned in finetunes)
         return Row(self.method, self.seed, pretrain, finetunes, probes, classifiers)
 
@@ -228,18 +232,20 @@ class _Planner:
     def share(self) -> str:
         return f"data.train_fraction={self.design.labels:g}"
 
-    def training(self, stage: Stage, model: str, words: Sequence[str], base_lr: float | None = None) -> Job:
-        words = [f"model={model}", *self.design.train, f"seed={self.seed}", *words]
-        return self.job(stage, "train", words, base_lr)
+    def training(self, stage: Stage, model: str, overrides: Sequence[str], base_lr: float | None = None) -> Job:
+        overrides = [f"model={model}", *self.design.train, f"seed={self.seed}", *overrides]
+        return self.job(stage, "train", overrides, base_lr)
 
-    def evaluation(self, stage: Stage, of: Job, words: Sequence[str]) -> Job:
-        words = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *words, *self.design.evaluate]
-        return self.job(stage, "evaluate", words, of.base_lr)
+    def evaluation(self, stage: Stage, of: Job, overrides: Sequence[str]) -> Job:
+        overrides = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *overrides, *self.design.evaluate]
+        return self.job(stage, "evaluate", overrides, of.base_lr)
 
-    def job(self, stage: Stage, command_name: Command, words: Sequence[str], base_lr: float | None) -> Job:
-        movable = json.dumps([word.replace(f"{self.folder}/", "") for word in words])  # a folder may be moved
+    def job(self, stage: Stage, command_name: CommandName, overrides: Sequence[str], base_lr: float | None) -> Job:
+        movable = json.dumps(
+            [override.replace(f"{self.folder}/", "") for override in overrides]
+        )  # a folder may be moved
         key = hashlib.sha256(movable.encode()).hexdigest()[:8]
         name = f"{self.method.name}-seed{self.seed}-{stage}-{key}"
         place = self.folder / ("runs" if command_name == "train" else "evaluations")
         place /= name if command_name == "train" else f"{name}.json"
-        return Job(self.method.name, self.seed, stage, command_name, tuple(words), place, self.reach, base_lr)
+        return Job(self.method.name, self.seed, stage, command_name, tuple(overrides), place, self.own_code, base_lr)

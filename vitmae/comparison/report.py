@@ -18,7 +18,7 @@ from vitmae.comparison.runner import best_classifier
 from vitmae.plots.comparison import accuracy_figure, curves_figure
 from vitmae.tables import Table, as_markdown
 
-_STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+_STAGE_TITLES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 _INTERVAL = (
     "accuracy in per cent: mean ± standard deviation over seeds, and in brackets the 95 % interval of the mean "
     "over the draw of the scored images (Wilson). From scratch, probes look at the untrained encoder."
@@ -77,7 +77,7 @@ def cost_table(results: Results) -> Table:
     for (method, stage), costs in results.costs.items():
         lines.append(
             [
-                f"{results.titles[method]}, {_STAGES[stage]}",
+                f"{results.titles[method]}, {_STAGE_TITLES[stage]}",
                 str(len(costs)),
                 f"{_mean(costs, 'images'):,.0f}",
                 f"{_mean(costs, 'flops') / 1e15:.3g}",

@@ -12,14 +12,13 @@ from vitmae.classes import check_classes
 from vitmae.comparison.plan import Job, Row
 from vitmae.comparison.runner import best_classifier, is_done, seconds_of
 from vitmae.config import build
-from vitmae.evaluation import scores as scoring
-from vitmae.evaluation.scores import Score
+from vitmae.evaluation.scores import Score, read_scores
 from vitmae.probes.confidence import mean_std, wilson_interval
 from vitmae.tokens.patches import pair
 
 
 @dataclass(frozen=True)
-class Key:
+class Line:
     """A line of the table.
 
     Attributes:
@@ -103,7 +102,7 @@ class Results:
     """
 
     titles: Mapping[str, str]
-    table: Mapping[Key, Mapping[str, Cell]]
+    table: Mapping[Line, Mapping[str, Cell]]
     costs: Mapping[tuple[str, str], Sequence[Cost]]
     curves: Mapping[tuple[str, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]]
     pictures: Mapping[str, Path]
@@ -119,7 +118,7 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
         folder: of the comparison.
         trust: classes that the settings of its runs may build beside those of `vitmae.classes`.
     """
-    found: dict[Key, dict[str, dict[int, Score]]] = {}
+    found: dict[Line, dict[str, dict[int, Score]]] = {}
     costs: dict[tuple[str, str], list[Cost]] = {}
     curves: dict[tuple[str, str], dict[str, list[Sequence[tuple[float, float]]]]] = {}
     pictures: dict[str, Path] = {}
@@ -129,10 +128,10 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
         method, best = row.method.name, best_classifier(row)
         for job in (row.probes, best):
             if job is not None and is_done(job):
-                scores, about = scoring.read(job.place)
+                scores, about = read_scores(job.place)
                 splits.add(about.get("split", "test"))
                 for score in scores:
-                    if (key := _line(score)) is not None:
+                    if (key := _line_of(score)) is not None:
                         found.setdefault(key, {}).setdefault(method, {})[row.seed] = score
         for run in (row.pretrain, row.finetune_of(best) if best else None):
             if run is not None and is_done(run):
@@ -149,19 +148,19 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
     return Results(titles, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing, frozenset(splits))
 
 
-def _line(score: Score) -> Key | None:
+def _line_of(score: Score) -> Line | None:
     """The line that a score belongs to; of kNN only the k that the validation images chose."""
     if score.metric != "accuracy" or (score.probe == "knn" and not score.is_chosen):
         return None
     if score.probe == "classifier":
-        return Key("fine-tuning", score.pooling)
-    return Key(score.probe, score.pooling, int(score.setting["shots"]) if score.probe == "fewshot" else None)
+        return Line("fine-tuning", score.pooling)
+    return Line(score.probe, score.pooling, int(score.setting["shots"]) if score.probe == "fewshot" else None)
 
 
 _LINES = ("knn", "linear", "logistic", "fewshot", "attentive", "fine-tuning")
 
 
-def _order(item: tuple[Key, object]) -> tuple[int, int, str]:
+def _order(item: tuple[Line, object]) -> tuple[int, int, str]:
     key = item[0]
     return _LINES.index(key.probe), key.shots or 0, key.pooling
 

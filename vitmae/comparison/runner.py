@@ -183,11 +183,11 @@ def _reason(log: Path, code: int) -> str:
 
 
 def _arguments(job: Job) -> list[str]:
-    """The job's words; to resume a run that has a checkpoint, `ckpt=`."""
+    """The job's overrides; to resume a run that has a checkpoint, `ckpt=`."""
     if job.command_name == "evaluate" or not job.place.exists():
         return job.arguments
     if (job.place / "checkpoints" / "last.ckpt").exists():
-        return [*job.reach, f"ckpt={job.place}"]
+        return [*job.own_code, f"ckpt={job.place}"]
     number = 1
     while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
         number += 1

@@ -6,7 +6,7 @@ from typing import Literal
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
 from vitmae.evaluation.feature_store import Split
-from vitmae.evaluation.probe_names import Probe
+from vitmae.evaluation.probe_name import ProbeName
 from vitmae.models.protocols import Classifies, declared, declares
 from vitmae.trained.model import Model
 from vitmae.weights.saved import Saved
@@ -40,13 +40,13 @@ def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split
 
 
 def choose_probes(
-    probe: Literal["all"] | Probe | Sequence[Probe],
+    probe: Literal["all"] | ProbeName | Sequence[ProbeName],
     data: ImageData,
     saved: Saved,
     *,
     most_logistic: int,
     encoder: Literal["trained", "untrained", "both"] = "trained",
-) -> list[Probe]:
+) -> list[ProbeName]:
     """The probes to run, each once.
 
     Args:
@@ -60,14 +60,14 @@ def choose_probes(
         UserError: there are none, or one of them needs labels, masks or a trained head that is not there.
     """
     if probe == "all":
-        labelled: list[Probe] = ["knn", "linear", "logistic", "fewshot", "attentive"]
+        labelled: list[ProbeName] = ["knn", "linear", "logistic", "fewshot", "attentive"]
         if data.num_train > most_logistic:
             labelled.remove("logistic")
         if declares(saved.objective_class, Classifies) and saved.is_full and encoder != "untrained":
             labelled.append("classifier")
-        dense: list[Probe] = ["dense"] if data.num_mask_classes is not None else []
+        dense: list[ProbeName] = ["dense"] if data.num_mask_classes is not None else []
         return [*(labelled if data.num_classes is not None else []), *dense, "collapse"]
-    names: list[Probe] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
+    names: list[ProbeName] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
     if not names:
         raise UserError("probe=[]: at least one is wanted, or all")
     if "classifier" in names and encoder == "untrained":

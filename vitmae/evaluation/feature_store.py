@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitmae.data.datamodule import ImageData
 from vitmae.limits import check_arguments
-from vitmae.probes import feature_cache as store
+from vitmae.probes import feature_cache
 from vitmae.probes.features import Features
 from vitmae.trained.model import Model
 
@@ -44,7 +44,7 @@ class FeatureStore:
     ) -> None:
         self.model, self.data, self.root = model, data, root
         self.limit, self.token_images = limit, token_images
-        self._weights = store.hash_weights(model.backbone)
+        self._weights = feature_cache.hash_weights(model.backbone)
         self._fingerprints: dict[tuple[Split, int | None], str] = {}
 
     def __call__(self, split: Split, patches: bool = False) -> Features:
@@ -52,18 +52,18 @@ class FeatureStore:
         limit = self._token_limit if patches else self.limit
         content = self._content(split, limit, patches)
         if not patches:  # they may have been made together with the patch tokens of the same images
-            features = store.read(self.root, self._content(split, limit, True))
+            features = feature_cache.read(self.root, self._content(split, limit, True))
             if features is not None:
                 return replace(features, patches=None)
         batches = self.data.evaluation_dataloader(split, limit)
-        return store.cached(self.root, content, lambda: self.model.features(batches, patches))
+        return feature_cache.cached(self.root, content, lambda: self.model.features(batches, patches))
 
-    def _content(self, split: Split, limit: int | None, patches: bool) -> store.Content:
+    def _content(self, split: Split, limit: int | None, patches: bool) -> feature_cache.Content:
         backbone, normalization = self.model.backbone, self.model.objective
         if (split, limit) not in self._fingerprints:  # of a set in memory, a hash of all pixels
             self._fingerprints[split, limit] = self.data.fingerprint(split, limit)
         name = self.model.saved.settings["backbone"].get("name")  # of two that differ in what is no weight
-        return store.Content(
+        return feature_cache.Content(
             weights=self._weights,
             data=self._fingerprints[split, limit],
             transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],

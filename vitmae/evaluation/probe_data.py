@@ -14,7 +14,7 @@ from vitmae.probes import dense
 from vitmae.probes.features import Features, stratified_split
 from vitmae.trained.model import Model
 
-VAL_FRACTION = 0.1
+VAL_SHARE_OF_TRAIN = 0.1
 """Of the training images, where it is the validation split that is scored."""
 
 
@@ -50,7 +50,7 @@ class ProbeData:
         return dense.SegmentedSet(train, fitted), dense.SegmentedSet(val, choosing), dense.SegmentedSet(test, scored)
 
     def _split(self, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None if self.scored == "test" else stratified_split(labels, VAL_FRACTION, self.seed, "evaluate")
+        return None if self.scored == "test" else stratified_split(labels, VAL_SHARE_OF_TRAIN, self.seed, "evaluate")
 
 
 class AugmentedFeatures:

@@ -117,7 +117,7 @@ def as_csv(scores: Sequence[Score]) -> str:
     return text.getvalue()
 
 
-def write(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list[Path]:
+def write_scores(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list[Path]:
     """Write scores as JSON, and beside it as Markdown and CSV.
 
     Args:
@@ -138,8 +138,8 @@ def write(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list
     return paths[::-1]
 
 
-def read(path: Path) -> tuple[list[Score], dict[str, Any]]:
-    """What `write` has written: the scores, and what was said about them.
+def read_scores(path: Path) -> tuple[list[Score], dict[str, Any]]:
+    """What `write_scores` has written: the scores, and what was said about them.
 
     Raises:
         UserError: it is not such a file.

@@ -19,7 +19,7 @@ from vitmae.backbones.backbone import Backbone, use_fused_attention
 from vitmae.backbones.blocks import Block
 from vitmae.batch import Batch
 from vitmae.errors import UserError
-from vitmae.randomness import seed
+from vitmae.randomness import seed_torch
 from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
 
 
@@ -103,7 +103,7 @@ class Objective(LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; dropout, drop path and mixup draw from the batch's own key, so a resumed run draws the same."""
-        seed(batch.key, batch.images.device)
+        seed_torch(batch.key, batch.images.device)
         metrics = self.measure(batch)
         self.last_metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics["loss"]

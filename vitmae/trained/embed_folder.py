@@ -79,7 +79,7 @@ def embed_folder(
     chunk = batch_size * max(1, _CHUNK // batch_size)
     starts = range(0, len(folder), chunk)
     done = 0
-    while done < len(starts) and _part(parts, done).exists():
+    while done < len(starts) and _chunk_file(parts, done).exists():
         done += 1
     resumed = min(done * chunk, len(folder))
     if resumed:
@@ -95,7 +95,7 @@ def embed_folder(
         unreadable += batch.unreadable
         read += len(batch.numbers) + len(batch.unreadable)
         if read % chunk == 0 or read == len(folder):
-            with atomic_write(_part(parts, done)) as file:
+            with atomic_write(_chunk_file(parts, done)) as file:
                 pq.write_table(_table(names, vectors), file)
             names, vectors, done = [], [], done + 1
             _log.info("%d of %d images", read, len(folder))
@@ -136,7 +136,7 @@ def _begin(parts: Path, about: dict[str, Any]) -> None:
     remove_parts(parts)
 
 
-def _part(parts: Path, number: int) -> Path:
+def _chunk_file(parts: Path, number: int) -> Path:
     return parts / f"{number:05d}.parquet"
 
 
@@ -147,7 +147,7 @@ def _table(names: list[str], vectors: list[np.ndarray[Any, np.dtype[np.float32]]
     return pa.table({"path": pa.array(names, pa.string()), "vector": lists})
 
 
-def _read(part: Path) -> pa.Table:
+def _read_chunk(part: Path) -> pa.Table:
     try:
         return pq.read_table(part)
     except (pa.ArrowException, OSError) as error:
@@ -156,7 +156,7 @@ def _read(part: Path) -> pa.Table:
 
 def _join(parts: Path, number: int, out: Path) -> tuple[int, int]:
     """Copy the chunks into one file, one at a time; how many vectors there are, and their width."""
-    tables = (_read(_part(parts, part)) for part in range(number))
+    tables = (_read_chunk(_chunk_file(parts, part)) for part in range(number))
     writer, count, width = None, 0, 0
     with atomic_replace(out) as file:
         for table in tables:

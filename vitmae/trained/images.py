@@ -24,7 +24,7 @@ from vitmae.tokens.patches import Size
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, or floats in [0, 1]."""
-Images = ImageLike | Sequence[ImageLike]
+ImagesLike = ImageLike | Sequence[ImageLike]
 """One image or several; an array (B, H, W, C) and a tensor (B, C, H, W) are several."""
 
 _IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of PIL's
@@ -59,7 +59,7 @@ class Preprocessing(NamedTuple):
         return resize_box(torch.from_numpy(pixels).permute(2, 0, 1), box, self.img_size)
 
 
-def each(images: Images) -> list[tuple[str, ImageLike]]:
+def named_images(images: ImagesLike) -> list[tuple[str, ImageLike]]:
     """Each image with what to call it.
 
     Raises:

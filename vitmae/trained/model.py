@@ -28,7 +28,7 @@ from vitmae.runs.resume import find_checkpoint
 from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.trained.device import find_device
-from vitmae.trained.images import Images, Preprocessing, each
+from vitmae.trained.images import ImagesLike, Preprocessing, named_images
 from vitmae.trained.masks import MaskLike, patch_mask
 from vitmae.trained.reconstruction import Reconstruction
 from vitmae.weights.load import load_weights
@@ -97,7 +97,7 @@ class Model:
         normalize = self.objective.normalize
         return extract_batches(self.backbone, batches, normalize, patches=patches, autocast=self.autocast)
 
-    def encode(self, images: Images, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
+    def encode(self, images: ImagesLike, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
         """Encode whole images, nothing hidden: one vector per image, (B, D), or (B, N, D), float32 on the CPU.
 
         Args:
@@ -136,7 +136,7 @@ class Model:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, self.autocast is not None)
 
-    def predict(self, images: Images, top: int = 5) -> list[dict[str, float]]:
+    def predict(self, images: ImagesLike, top: int = 5) -> list[dict[str, float]]:
         """Classify: for each image its likeliest classes and their probabilities, the likeliest first.
 
         Args:
@@ -165,7 +165,7 @@ class Model:
             logits: Tensor = self.objective(self.objective.normalize(images.to(self.device)))
         return logits.float().cpu()
 
-    def reconstruct(self, images: Images, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
+    def reconstruct(self, images: ImagesLike, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
         """Hide a part of images and predict it from the rest.
 
         Args:
@@ -235,16 +235,16 @@ class Model:
         planes = patch_mask(torch.as_tensor(mask) > 0, self.img_size, self.grid_size)
         return mask_from_tensor(planes.expand(len(keys), -1, -1))
 
-    def prepare(self, images: Images) -> Tensor:
+    def prepare(self, images: ImagesLike) -> Tensor:
         """Images of any kind, decoded, cropped at the centre and resized as in evaluation: (B, C, H, W) uint8.
 
         Raises:
             UserError: one of them cannot be read.
         """
-        return torch.stack([self.preprocess(image, name) for name, image in each(images)])
+        return torch.stack([self.preprocess(image, name) for name, image in named_images(images)])
 
-    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
-        named = each(images)
+    def _batches(self, images: ImagesLike, batch_size: int) -> Iterator[Tensor]:
+        named = named_images(images)
         for start in range(0, len(named), batch_size):
             yield torch.stack([self.preprocess(image, name) for name, image in named[start : start + batch_size]])
 

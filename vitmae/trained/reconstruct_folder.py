@@ -142,7 +142,7 @@ def reconstruct_folder(
     errors.flush()
     (out / "panels").mkdir()
     for place, (score, number) in enumerate(sorted(oddest, reverse=True), start=1):
-        _draw(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
+        _save_panel(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
     return ReconstructedFolder(len(scores), float(np.mean(scores)), unreadable)
 
 
@@ -164,7 +164,7 @@ def _reconstruct(
     return model.reconstruct_batch(images, model.mask(mask, keys))
 
 
-def _draw(
+def _save_panel(
     model: Model,
     folder: FolderImages,
     number: int,
