@@ -39,7 +39,7 @@ def run(tmp_path, capsys):
         ("modle.mask_ratio=0.5", "unknown setting modle.mask_ratio: did you mean model.mask_ratio?"),
         ("nothing.like.it=1", "unknown setting nothing.like.it"),
         ("~model.mask_rato", "unknown setting model.mask_rato: did you mean model.mask_ratio?"),
-        ("model=maee", "unknown choice model=maee: did you mean model=mae? (there are mae, masked_patch, vit)"),
+        ("model=maee", "unknown choice model=maee: did you mean model=mae? (the choices are mae, masked_patch, vit)"),
         ("modle=mae", "unknown setting modle: did you mean model?"),
         ("model.mask_ratio", "cannot read 'model.mask_ratio': write key=value"),
         ("data=[digits", "cannot read 'data=[digits': write key=value"),

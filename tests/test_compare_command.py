@@ -90,7 +90,7 @@ def test_an_interrupted_comparison_resumes_and_ends_with_a_page(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
-    assert "the same command resumes" in said
+    assert "run the same command to resume" in said
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("runs/scratch-*/checkpoints/last.ckpt")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -122,7 +122,10 @@ def test_fewer_labelled_images_than_the_run_had_in_a_batch_are_enough(place, cap
 
 def test_what_is_said_of_the_images_is_what_is_done(place, capsys):
     done = run_command(evaluate.main, "ckpt=last", "probe=knn", "split=val", "limit=50", "out=a.json", capsys=capsys)
-    assert "345 images train, 10% of these choose, 288 are scored (val split), at 8 x 8; at most 50" in done.out
+    assert (
+        "345 training images, 10% of these choose hyper-parameters, 288 are scored (val split), at 8 x 8 pixels; at most 50"
+        in done.out
+    )
     assert {score["num_images"] for score in json.loads((place / "a.json").read_text())["scores"]} == {50}
 
 

@@ -128,7 +128,7 @@ def test_a_folder_is_reconstructed(place, capsys):
         (export.main, ["ckpt=last", "format=tf"], "format=tf: must be bundle, timm,"),
         (export.main, ["ckpt=last", "format=timm"], "export what=encoder"),
         (export.main, ["ckpt=last", "push=me"], "push=me: USER/REPO is wanted"),
-        (export.main, ["ckpt=last", "format=hf", "push=me/it"], "push=me/it hands over a bundle"),
+        (export.main, ["ckpt=last", "format=hf", "push=me/it"], "push=me/it uploads a bundle"),
         (embed.main, ["ckpt=last"], "images must be given"),
         (embed.main, ["ckpt=last", "images=nowhere"], "images=nowhere does not exist"),
         (embed.main, ["ckpt=last", "images="], "images= is empty"),
@@ -213,7 +213,7 @@ def test_a_users_own_class_is_opened_by_a_command_that_is_told_to_trust_it(place
         ("settings missing", "its model or backbone are missing"),
         ("a setting that is none", "did you mean backbone.embed_dim?"),
         ("weights of another model", "its weights are not those of its settings"),
-        ("a call of something else", "builds os.system, which a file may not do there: refused"),
+        ("a call of something else", "builds os.system, which is not allowed there: refused"),
         ("a strange version", "written by a newer vitmae"),
     ],
 )

@@ -143,5 +143,5 @@ def test_recipes_that_cannot_be_are_refused(settings, words):
 @pytest.mark.parametrize(("name", "settings"), [("sgd", {"betas": (0.9, 0.95)}), ("adamw", {"momentum": 0.9})])
 def test_a_setting_the_optimiser_does_not_have_is_refused(name, settings):
     model, recipe = objective("mae"), Recipe(name=name, **settings)
-    with pytest.raises(UserError, match=f"reaches nothing: {name} has no"):
+    with pytest.raises(UserError, match=f"has no effect: {name} has no"):
         build_optimizer(groups_of(model, recipe), recipe)

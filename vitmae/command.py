@@ -1,7 +1,8 @@
-"""What every command line of this project has in common: Hydra around a function, and how it ends.
+"""What all commands share: a function of settings becomes a command with Hydra's grammar and a clear exit code.
 
-A mistake of the user's ends in one line on stderr and exit code 2, whoever finds it: Hydra while it composes, the check
-of the settings, or a constructor. A fault of this project keeps its traceback and ends in 1, an interrupted run in 75.
+A mistake of the user ends the command with one line on stderr and exit code 2, whether Hydra, the check of the
+settings or a constructor finds it. A fault of this project prints its traceback and ends with 1. An interrupted run
+ends with 75.
 """
 
 import json
@@ -42,25 +43,25 @@ def command(
     prepare: Callable[[list[str]], list[str]] | None = None,
     end_sweep: Callable[[Path], bool] | None = None,
 ) -> Callable[..., int]:
-    """Make a command of a function of its settings.
+    """Make a command from a function of settings.
 
     Args:
-        task: what to do; its value, if any, is what a sweeper may optimise.
+        task: the function; a sweeper may optimise the value that it returns.
         config_name: the file in conf/ that holds the defaults.
-        prepare: may replace the command line's overrides before they are read.
-        end_sweep: called with a sweep's directory at its end, also if it was interrupted; False if a job failed.
+        prepare: may replace the arguments before Hydra reads them.
+        end_sweep: called with the directory of a sweep when it ends or is interrupted; returns False if a job failed.
 
     Returns:
-        A function of the arguments (those of the process where none are given) that returns the exit code.
+        A function that takes the arguments (by default those of the process) and returns the exit code.
     """
 
     @wraps(task)
     def main(arguments: Sequence[str] | None = None) -> int:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing them
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
         use_large_pages()
         before, codes = sys.argv, [0]
         flags, overrides = split_arguments(sys.argv[1:] if arguments is None else arguments)
-        arguments = [*flags, *map(quoted, overrides)]  # Hydra wants its flags on one side of the overrides
+        arguments = [*flags, *map(quoted, overrides)]  # Hydra requires all flags on one side of the overrides
         sys.argv = [before[0], *arguments]
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
@@ -76,7 +77,7 @@ def command(
             codes.append(report(error))
         except KeyboardInterrupt:
             codes.append(ABORTED)
-        except SystemExit as end:  # --help; an interrupted run, which also ends a sweep
+        except SystemExit as end:  # after --help, or after an interruption, which also ends a sweep
             codes.append(end.code if isinstance(end.code, int) else 0)
         finally:
             sweep = _sweep_directory()
@@ -96,7 +97,7 @@ def call_target(config: DictConfig) -> None:
 
 
 def _job(task: Task, codes: list[int]) -> Task:
-    """The function for Hydra, which in a sweep calls it once for each job: none may stop the others."""
+    """The function that Hydra calls, in a sweep once for each job: an error of one job does not stop the others."""
 
     @wraps(task)
     def job(config: DictConfig) -> float | None:
@@ -112,10 +113,11 @@ def _job(task: Task, codes: list[int]) -> Task:
 
 @contextmanager
 def _on_its_own() -> Iterator[None]:
-    """Make a job of a sweep look like a command of its own.
+    """Make a job of a sweep look like a separate command.
 
-    Lightning starts the other ranks by running this process's command line again. In a sweep that would be the whole
-    sweep: so here the command line becomes the job's, and what a job's ranks leave behind does not reach the next.
+    Lightning starts the other ranks by running this process's command line again, which in a sweep would start the
+    whole sweep. So the command line becomes that of the job, and the environment and the process group that a job's
+    ranks leave behind are removed before the next job.
     """
     import __main__
 
@@ -147,12 +149,12 @@ class SweepStart(Callback):
     """Hydra's callback at the start of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Let the sweep's own directory be named like a run: `${name}` asks for the choices of the groups."""
+        """Make the choices of the groups known before the sweep's directory is named: `${name}` needs them."""
         HydraConfig.instance().set_config(config)
 
 
 def _sweep_directory() -> Path | None:
-    """Where the sweep landed that has just ended, if there was one."""
+    """The directory of the sweep that has just ended; None after a single run."""
     settings = cast(DictConfig | None, HydraConfig.instance().cfg)
     directory = None
     if settings is not None and settings.hydra.mode == RunMode.MULTIRUN:
@@ -162,7 +164,7 @@ def _sweep_directory() -> Path | None:
 
 
 def _quiet_rank() -> list[str]:
-    """Overrides for ranks that were started side by side: only the first writes Hydra's files."""
+    """Overrides for ranks that srun or torchrun started: only the first rank writes Hydra's files."""
     launch = current_launch()
     if not launch.separate or launch.rank == 0:
         return []
@@ -170,7 +172,7 @@ def _quiet_rank() -> list[str]:
 
 
 def _short_names(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """An override for a sweep, so that its jobs are named by what differs between them."""
+    """An override for a sweep: the names of its jobs show only the settings that differ."""
     if not _SWEEP & set(flags):
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -193,7 +195,7 @@ def _choices() -> DictConfig:
     return OmegaConf.create({group: choice for group, choice in choices.items() if "/" not in group})
 
 
-# What conf/config.yaml calls; registered on import, so that the processes of a launcher know them too.
-OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)  # a directory that nobody else has
-OmegaConf.register_new_resolver("slug", _slug, replace=True)  # a text fit for a file name
+# Resolvers that conf/config.yaml uses; registered on import, so that the processes of a launcher have them too.
+OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)  # a new directory, of this run alone
+OmegaConf.register_new_resolver("slug", _slug, replace=True)  # a text that can be a file name
 OmegaConf.register_new_resolver("choices", _choices, replace=True)  # the file of each config group

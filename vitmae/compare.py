@@ -29,9 +29,9 @@ _SHARED = (
     "experiment",
     "weights_min_match",
 )
-"""Settings of `vitmae.train` that the command line gives for all runs."""
+"""Settings of `vitmae.train` that apply to all runs when the command line gives them."""
 _OVERRIDE_LISTS = ("pretrain", "finetune", "scratch", "evaluate")
-"""Settings that hold overrides of another command, which Hydra's own grammar cannot read inside of a list."""
+"""Settings that hold overrides of another command; Hydra's grammar cannot read overrides inside a list."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +53,7 @@ def compare(config: DictConfig) -> None:
 
     folder = Path(design.out).expanduser().resolve()
     methods = _methods(design)
-    first_seed = plan(design, methods, folder)[: len(methods)]  # other seeds differ in the seed alone
+    first_seed = plan(design, methods, folder)[: len(methods)]  # the other seeds differ in nothing else
     jobs = [job for row in first_seed for job in (row.pretrain, *row.finetunes) if job is not None]
     own_classes = sorted({name for job in jobs for name in unlisted_classes(_check_training(job.overrides))})
     _check_evaluation(design.evaluate)
@@ -65,9 +65,9 @@ def compare(config: DictConfig) -> None:
     try:
         for row in run_jobs(rows, folder, failures):
             written = write_report(design, rows, gather(rows, folder, own_classes), folder)
-            _log.info("%s, seed %d is done: %s", row.method.name, row.seed, short(written[0]))
+            _log.info("%s, seed %d is finished: %s", row.method.name, row.seed, short(written[0]))
     except Stopped:
-        _log.info("stopped: the same command resumes")
+        _log.info("stopped: run the same command to resume")
         raise SystemExit(INTERRUPTED) from None
     _log.info("\n%s\n", as_text(accuracy_table(gather(rows, folder, own_classes))))
     if failures:
@@ -75,10 +75,10 @@ def compare(config: DictConfig) -> None:
 
 
 def _methods(design: Design) -> list[Method]:
-    """The methods of a design: each objective says its title, and whether it needs labels.
+    """The methods of a design; each objective declares its title and whether it needs labels.
 
     Raises:
-        UserError: a method is no choice of the group `model`.
+        UserError: a method is not a choice of the group `model`.
     """
     methods = []
     for name in design.methods:
@@ -90,7 +90,7 @@ def _methods(design: Design) -> list[Method]:
         objective: Any = locate(settings["model"]["_target_"])
         methods.append(Method(name, objective.title, model, objective.needs_labels))
     titles = [method.title for method in methods]
-    return [  # two recipes of one objective have one title
+    return [  # two recipes of one objective have the same title
         replace(method, title=f"{method.title} ({method.name})") if titles.count(method.title) > 1 else method
         for method in methods
     ]
@@ -113,13 +113,13 @@ def _check_training(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_evaluation(overrides: Sequence[str]) -> None:
-    """Refuse overrides that `vitmae.evaluate` would refuse, but for its `data`, which depend on the run."""
+    """Refuse overrides that `vitmae.evaluate` would refuse, except those of `data`, which depend on the run."""
     known = [override for override in overrides if not override.startswith("data")]
-    check_settings(compose(["ckpt=run", *known], "evaluate"))  # each evaluation has a run of its own
+    check_settings(compose(["ckpt=run", *known], "evaluate"))  # any value of ckpt: each evaluation has its own
 
 
 def store_overrides(arguments: list[str]) -> list[str]:
-    """Put the overrides of other commands into the settings that hold them, before Hydra reads the rest."""
+    """Move overrides of other commands into the settings that hold them; Hydra reads the others."""
     flags, overrides = split_arguments(arguments)
     node: Any = OmegaConf.load(config_dir() / "compare.yaml")
     methods = {*group_choices("model"), "supervised"}
@@ -134,8 +134,8 @@ def store_overrides(arguments: list[str]) -> list[str]:
             node.train.append(override)
         elif group == "model":
             raise UserError(
-                f"{override}: say which runs it is for, as in pretrain=[{override}], mae=[...] or "
-                "finetune=[...]; methods=[...] are the models"
+                f"{override}: name the runs that it is for: pretrain=[{override}], mae=[...] or finetune=[...]; "
+                "to choose models, set methods=[...]"
             )
         elif key in methods:
             node.own[key] = split_overrides(value)
@@ -146,7 +146,7 @@ def store_overrides(arguments: list[str]) -> list[str]:
 
 
 def split_overrides(text: str) -> list[str]:
-    """``[a=1,b=[2,3]]`` or ``a=1 b=[2,3]`` -> ``a=1``, ``b=[2,3]``: apart at commas and blanks outside of brackets.
+    """``[a=1,b=[2,3]]`` or ``a=1 b=[2,3]`` -> ``a=1``, ``b=[2,3]``: split at commas and blanks outside brackets.
 
     Raises:
         UserError: a bracket or quote is not closed.
@@ -167,7 +167,7 @@ def split_overrides(text: str) -> list[str]:
         else:
             override += letter
     if depth or quote:
-        raise UserError(f"{text}: a bracket or quote is not closed")
+        raise UserError(f"{text}: a bracket or quote is not closed: close it")
     return [override for override in [*overrides, override] if override]
 
 

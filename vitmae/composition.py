@@ -1,8 +1,8 @@
-"""From the overrides of a command line to settings: Hydra's grammar, the groups and their choices, and composing.
+"""The overrides of a command line -> settings: splitting, the config groups and their choices, composing.
 
     ["model=vit", "data=digits"] -> {"model": {...}, "data": {...}, ...}
 
-Every command reads its overrides through this file; `command.py` runs what the settings say.
+`command.py` then calls a function with the settings.
 """
 
 import re
@@ -25,14 +25,14 @@ from vitmae.errors import UserError
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line's flags, with their values, and its overrides."""
+    """(flags with their values, overrides) of a command line."""
     is_override = [("=" in argument and argument[0] != "-") or argument[:1] == "~" for argument in arguments]
     flags = [argument for argument, override in zip(arguments, is_override, strict=True) if not override]
     return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
 
 
 def quoted(argument: str) -> str:
-    """Quote the value of an override where Hydra's grammar would take a path apart (``=`` and ``,`` in it)."""
+    """An override, its value in quotes if that is a path with ``=`` or ``,``, which Hydra would split."""
     key, equals, value = argument.partition("=")
     is_plain = re.fullmatch(r"[\w./:+@%-]*", value) is not None
     if not equals or is_plain or value[0] in "'\"[{" or not Path(value).expanduser().exists():
@@ -41,10 +41,10 @@ def quoted(argument: str) -> str:
 
 
 def trusted_names(overrides: Sequence[str]) -> list[str]:
-    """What `trust=` among a command line's overrides names, for what is read before Hydra composes the settings.
+    """The classes that `trust=` names, for files that are read before Hydra composes the settings.
 
     Raises:
-        UserError: it is no list of names.
+        UserError: `trust=` is not a list of names.
     """
     given = [override for override in overrides if override.startswith("trust=")]
     names = OmegaConf.to_container(OmegaConf.from_dotlist(given[-1:]))
@@ -55,7 +55,7 @@ def trusted_names(overrides: Sequence[str]) -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Where this command finds its YAML files: conf/, then the user's own folder, which ``--config-dir`` names."""
+    """The folders of YAML files: conf/, then the user's own folder if ``--config-dir`` names one."""
     for flag, following in pairwise([*sys.argv[1:], ""]):
         name, _, value = flag.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -64,12 +64,12 @@ def config_folders() -> list[Path]:
 
 
 def group_choices(group: str) -> list[str]:
-    """The choices of a config group, those in the user's own folder included."""
+    """The choices of a config group, including those in the user's own folder."""
     return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("[!_]*.yaml")})
 
 
 def help_text(config_name: str) -> str:
-    """What a command does and has to choose from: without Hydra, which would compose everything first."""
+    """What a command does and which choices it has; written without Hydra, which would first compose all settings."""
     config = OmegaConf.load(config_dir() / f"{config_name}.yaml")
     defaults = [entry for entry in config.defaults if isinstance(entry, DictConfig)]
     lines = []
@@ -81,10 +81,10 @@ def help_text(config_name: str) -> str:
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
-    """The settings that a command line stands for, without those that only a run itself knows.
+    """The settings that overrides stand for, without `name` and `choices`, which only a run knows.
 
     Raises:
-        UserError: a override is wrong.
+        UserError: an override is wrong.
     """
     try:
         config = _compose(overrides, config_name)
@@ -97,23 +97,23 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, 
 
 
 def store_settings(name: str, settings: dict[str, Any]) -> None:
-    """Let Hydra find saved settings under a config name; its own section comes from conf/config.yaml, as always."""
+    """Let Hydra find saved settings under a config name; the section `hydra` is that of conf/config.yaml."""
     section = OmegaConf.load(config_dir() / "config.yaml").hydra
     store_node(name, OmegaConf.create({**settings, "hydra": section}))
 
 
 def store_node(name: str, node: DictConfig) -> None:
-    """Let Hydra find a config under a name that has no file, such as a command's own with a node filled in."""
+    """Let Hydra find a config under a name that has no file, such as a command's config with one node filled in."""
     ConfigStore.instance().store(name=name, node=node)
 
 
 def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
-    """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
+    """The message of Hydra or OmegaConf in one line, with the nearest name that exists."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         options = [option for option in error.options if not option.startswith("_")]
         near = did_you_mean(f"{group}={choice}", [f"{group}={option}" for option in options])
-        return f"unknown choice {group}={choice}{near} (there are {', '.join(options)})"
+        return f"unknown choice {group}={choice}{near} (the choices are {', '.join(options)})"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
     if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
@@ -123,7 +123,7 @@ def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str
 
 
 def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
-    """Compose whether or not Hydra runs already: before a command it does not know where to look."""
+    """Compose with the folders of this command, whether or not Hydra is already running."""
     folders = ",".join(f"'file://{folder}'" for folder in config_folders()[1:])
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -131,11 +131,11 @@ def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def _known_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """All settings of the groups that the command line chooses."""
+    """The keys of all settings, of the groups' choices that the overrides name."""
     groups = {path.name for folder in config_folders() for path in folder.iterdir() if path.is_dir()}
     chosen = [override for override in overrides if override.partition("=")[0] in groups]
     try:
         config = _compose(chosen, config_name)
-    except HydraException:  # such as a choice that is swept over
+    except HydraException:  # such as a choice of a sweep, model=mae,vit
         config = _compose([], config_name)
     return list(setting_keys(cast(dict[str, Any], OmegaConf.to_container(config))))
