@@ -144,7 +144,7 @@ def test_a_folder_is_reconstructed(place, capsys):
         (
             embed.main,
             ["ckpt=last", "images=photos", "out=features.csv"],
-            "out=features.csv: must end in .parquet",
+            "out=features.csv: the name must end in .parquet",
         ),
         (embed.main, ["ckpt=last", "images=photos", "batch_size=many"], "batch_size=many: must be a whole number"),
         (embed.main, ["ckpt=last", "images=photos", "device=gpu5"], "device=gpu5"),

@@ -118,7 +118,7 @@ def test_validation_images_are_not_called_test_images(tmp_path):
     for file in write_report(design, rows, gather(rows, tmp_path), tmp_path)[:2]:
         page = file.read_text()
         assert "400 validation images" in page
-        assert "too good" in page
+        assert "too high" in page
         assert "Test accuracy" not in page
         assert "data=folder" in page, "what all runs share"
 

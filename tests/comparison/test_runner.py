@@ -99,7 +99,7 @@ def test_probes_of_the_untrained_encoder_wait_for_the_run_that_they_read(run):
 
 
 def test_a_job_that_was_killed_is_not_quoted(run):
-    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps because memory ran out"}
+    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps out of memory"}
 
 
 def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
                 finish(job)
     first = run_jobs(rows, tmp_path, {})
     next(first)
-    with pytest.raises(UserError, match="works there"):
+    with pytest.raises(UserError, match="still running there"):
         next(run_jobs(rows, tmp_path, {}))
     first.close()
     assert len(list(run_jobs(rows, tmp_path, {}))) == len(rows)

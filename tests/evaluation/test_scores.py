@@ -44,5 +44,5 @@ def test_a_table_shows_value_deviation_interval_and_number_of_images():
 @pytest.mark.parametrize("content", ["", "{}", '{"scores": [{"a": 1}]}'])
 def test_another_file_is_no_evaluation(tmp_path, content):
     (tmp_path / "scores.json").write_text(content)
-    with pytest.raises(UserError, match="is no evaluation"):
+    with pytest.raises(UserError, match="is not an evaluation"):
         read_scores(tmp_path / "scores.json")

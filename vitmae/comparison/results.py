@@ -1,4 +1,4 @@
-"""The results of a comparison so far: scores, curves and what each run cost, read from the files of the runs."""
+"""The results of a comparison so far: scores, curves and costs, read from the files of its jobs."""
 
 import csv
 import json
@@ -19,12 +19,12 @@ from vitmae.tokens.patches import pair
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table.
+    """A line of the accuracy table.
 
     Attributes:
         probe: see `Score`; ``fine-tuning`` for the classifier.
         pooling: see `Score`; of the classifier, what its head reads.
-        shots: of the few-shot probe; None for the others.
+        shots: images per class of the few-shot probe; None for the others.
     """
 
     probe: str
@@ -33,7 +33,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The line's name in the report."""
         name = {"knn": "kNN", "fewshot": f"{self.shots}-shot", "logistic": "logistic regression"}.get(
             self.probe, self.probe
         )
@@ -42,12 +42,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one line: what its seeds reached on the test images.
+    """One cell of the accuracy table: the results of one method on one line, on the scored images.
 
     Attributes:
-        per_seed: the accuracy of each seed that is done.
-        num_images: that were scored.
-        settings: what was chosen, for each seed.
+        per_seed: seed -> accuracy in [0, 1], for the seeds that are finished.
+        num_images: the number of scored images.
+        settings: seed -> the chosen hyper-parameters.
     """
 
     per_seed: Mapping[int, float]
@@ -56,17 +56,17 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return mean_std(list(self.per_seed.values()))[0]
 
     @property
     def std(self) -> float:
-        """Over seeds, n - 1 in the denominator; nan for one."""
+        """The standard deviation over seeds, n - 1 in the denominator; nan for one seed."""
         return mean_std(list(self.per_seed.values()))[1]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % (Wilson) of the mean, over the draw of the test images alone."""
+        """The 95 % interval (Wilson) of the mean, over the draw of the scored images only."""
         return wilson_interval(self.mean, self.num_images)
 
 
@@ -89,16 +89,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """What the finished jobs of a comparison say.
+    """The results of the finished jobs of a comparison.
 
     Attributes:
-        titles: by method, in the order of the columns.
-        table: by line and method.
-        costs: by method and stage, one for each seed that is done.
-        curves: by method and stage: metric -> for each seed, (epoch, value) pairs.
-        pictures: by method, a reconstruction panel of its first seed.
-        missing: names of the jobs that are not done.
-        splits: which images were scored: test, or val of a set that has no test split.
+        titles: method -> title, in the order of the columns.
+        table: line -> method -> cell.
+        costs: (method, stage) -> one cost per finished seed.
+        curves: (method, stage) -> metric -> for each seed, its (epoch, value) pairs.
+        pictures: method -> the file of a reconstruction panel, of its first seed.
+        missing: the names of the jobs that are not finished.
+        splits: the splits that were scored: test, or val if the set has no test split.
     """
 
     titles: Mapping[str, str]
@@ -111,12 +111,12 @@ class Results:
 
 
 def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Results:
-    """Read the results of the jobs that are done.
+    """Read the results of the finished jobs.
 
     Args:
         rows: the plan.
-        folder: of the comparison.
-        trust: classes that the settings of its runs may build beside those of `vitmae.classes`.
+        folder: the folder of the comparison.
+        trust: full names of further classes that the settings of its runs may build, see `vitmae.classes`.
     """
     found: dict[Line, dict[str, dict[int, Score]]] = {}
     costs: dict[tuple[str, str], list[Cost]] = {}
@@ -149,7 +149,7 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
 
 
 def _line_of(score: Score) -> Line | None:
-    """The line that a score belongs to; of kNN only the k that the validation images chose."""
+    """The line that a score belongs to, if any; of kNN only the chosen k has one."""
     if score.metric != "accuracy" or (score.probe == "knn" and not score.is_chosen):
         return None
     if score.probe == "classifier":
@@ -174,7 +174,7 @@ def _cell(by_seed: Mapping[int, Score]) -> Cell:
 
 
 def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
-    """What a finished training run took; its FLOPs are counted on a model without memory."""
+    """The cost of a finished training run; its FLOPs are counted on a model without weights (torch's meta device)."""
     from omegaconf import OmegaConf
 
     from vitmae.models.objective import training_flops
@@ -199,16 +199,16 @@ def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
 
 
 def _num_classes(run: Path) -> int:
-    """Of a run whose settings left it to the data: the rows of its head, without reading the rest of the file."""
+    """The number of classes of a run that took it from the data: the rows of its head; reads no other tensor."""
     file = run / "checkpoints" / "last.ckpt"
-    if not file.is_file():  # deleted since, to make room: then the head counts for one class
+    if not file.is_file():  # deleted to free space: count the head as if it had one class
         return 1
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return len(content["state_dict"]["head.bias"])
 
 
 def curve(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """Held-out metrics of a run: name -> (epoch, value) pairs; epochs are counted from 1."""
+    """The validation metrics of a run: name -> (epoch, value) pairs; the first epoch is 1."""
     points: dict[str, list[tuple[float, float]]] = {}
     epoch = 0.0
     with open(run / "metrics.csv") as table:

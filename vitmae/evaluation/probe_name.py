@@ -1,4 +1,4 @@
-"""The names of the probes, for the command lines that take them."""
+"""The names of the probes; importing this file is fast."""
 
 from typing import Literal
 
