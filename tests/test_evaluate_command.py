@@ -86,7 +86,7 @@ def test_other_images_are_seen_at_the_checkpoints_size_and_in_its_channels(place
         (["ckpt=last", "device=foo"], "device=foo"),
         (["ckpt=last", "precision=16-mixed"], "must be auto, 32-true or bf16-mixed"),
         (["ckpt=last", "probe=[]"], "name at least one probe, or all"),
-        (["ckpt=last", "probe=classifier", "encoder=untrained"], "fresh weights have no classifier"),
+        (["ckpt=last", "probe=classifier", "encoder=untrained"], "untrained weights have no classifier"),
         (["ckpt=last", "out=/dev/null/a.json"], "out=/dev/null/a.json cannot be written"),
         (["ckpt=last", "features=/dev/null/a"], "features=/dev/null/a cannot be written"),
         (["ckpt=last", "seed=-1"], "seed=-1"),

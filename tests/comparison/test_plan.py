@@ -104,9 +104,9 @@ def test_each_candidate_rate_is_tried_by_each_method(tmp_path):
         ({"base_lrs": [1e-3, 1e-3]}, "occurs twice"),
         ({"probes": ["knn", "knn"]}, "occurs twice"),
         ({"methods": ["mae", "mae"]}, "occurs twice"),
-        ({"finetune": ["model=mae"]}, "finetune=model=mae: a comparison sets that itself"),
-        ({"own": {"mae": ["seed=1"]}}, "mae=seed=1: a comparison sets that itself"),
-        ({"methods": ["scratch"]}, "has no mae: add it, or remove the overrides"),
+        ({"finetune": ["model=mae"]}, "finetune=model=mae: a comparison sets this itself"),
+        ({"own": {"mae": ["seed=1"]}}, "mae=seed=1: a comparison sets this itself"),
+        ({"methods": ["scratch"]}, "must contain mae: add it, or leave this out"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changed, said):
