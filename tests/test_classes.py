@@ -64,7 +64,7 @@ def targets(node):
     [
         ("model", {"_target_": "os.system", "command": "true"}),
         ("model", {"_target_": "vitmae.config.build", "node": {}}),
-        ("model", {"_target_": "vitmae.command.compose", "words": []}),
+        ("model", {"_target_": "vitmae.composition.compose", "overrides": []}),
         ("data.source", {"_target_": "vitmae.weights.read.local", "source": "x"}),
         ("backbone", {"_target_": MAE}),  # listed, and for another place
         ("model.mask_ratio", {"_target_": RECIPE}),  # no place for a node

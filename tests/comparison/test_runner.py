@@ -141,7 +141,7 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
     monkeypatch.setattr(module.subprocess, "Popen", Sleeping)
     with pytest.raises(KeyError):
         list(run_jobs(rows, tmp_path, {}))
-    with pytest.raises(UserError, match="outlived"):
+    with pytest.raises(UserError, match="one of its jobs is still running"):
         list(run_jobs(rows, tmp_path, {}))
     started[0].kill()
     super(Sleeping, started[0]).wait()

@@ -242,10 +242,9 @@ class _Planner:
         return self.job(stage, "evaluate", overrides, of.base_lr)
 
     def job(self, stage: Stage, command_name: CommandName, overrides: Sequence[str], base_lr: float | None) -> Job:
-        movable = json.dumps(
-            [override.replace(f"{self.folder}/", "") for override in overrides]
-        )  # a folder may be moved
-        key = hashlib.sha256(movable.encode()).hexdigest()[:8]
+        # the folder may be moved, so its path is no part of the name
+        relative = json.dumps([override.replace(f"{self.folder}/", "") for override in overrides])
+        key = hashlib.sha256(relative.encode()).hexdigest()[:8]
         name = f"{self.method.name}-seed{self.seed}-{stage}-{key}"
         place = self.folder / ("runs" if command_name == "train" else "evaluations")
         place /= name if command_name == "train" else f"{name}.json"

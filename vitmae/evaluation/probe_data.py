@@ -15,7 +15,7 @@ from vitmae.probes.features import Features, stratified_split
 from vitmae.trained.model import Model
 
 VAL_SHARE_OF_TRAIN = 0.1
-"""The share of the training images that choose hyper-parameters, if the validation split is scored."""
+"""The share of the training images that chooses hyper-parameters, if the validation split is scored."""
 
 
 class ProbeData:
