@@ -90,7 +90,11 @@ def command(
 
 
 def call_target(config: DictConfig) -> None:
-    """The task of a command whose settings are the arguments of one function, which `_target_` names."""
+    """The task of a command whose settings are the arguments of one function, which `_target_` names.
+
+    Raises:
+        UserError: a setting is missing, unknown or out of range, or the function raises it.
+    """
     settings = resolved(config)
     check_settings(settings)
     build(settings)

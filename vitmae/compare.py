@@ -119,7 +119,11 @@ def _check_evaluation(overrides: Sequence[str]) -> None:
 
 
 def store_overrides(arguments: list[str]) -> list[str]:
-    """Move overrides of other commands into the settings that hold them; Hydra reads the others."""
+    """Move overrides of other commands into the settings that hold them; Hydra reads the others.
+
+    Raises:
+        UserError: an override of `model` does not say which runs it is for, or a bracket or quote is not closed.
+    """
     flags, overrides = split_arguments(arguments)
     node: Any = OmegaConf.load(config_dir() / "compare.yaml")
     methods = {*group_choices("model"), "supervised"}

@@ -87,7 +87,7 @@ def evaluate(
     from vitmae.trained.model import Model, find_model
     from vitmae.weights.saved import home_of
 
-    place = find_device(device)
+    torch_device = find_device(device)
     saved = read_once(find_model(ckpt, runs), trust)
     require_same_channels(saved, data)
     data.prepare()
@@ -116,7 +116,7 @@ def evaluate(
     _log.info(
         "%s on %s: %d training images, %s choose hyper-parameters, %d are scored (%s split), at %d x %d pixels%s",
         short(saved.path.resolve()),
-        place,
+        torch_device,
         data.num_train,
         choosing,
         images[scored],
@@ -124,9 +124,9 @@ def evaluate(
         *data.img_size,
         "" if limit is None else f"; at most {limit} of each split",
     )
-    found: list[Score] = []
+    scores: list[Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
-        model = Model(saved, place, precision, img_size=data.img_size, untrained=which == "untrained")
+        model = Model(saved, torch_device, precision, img_size=data.img_size, untrained=which == "untrained")
         store = FeatureStore(model, data, root, limit=limit, token_images=token_images)
         if {"attentive", "dense"} & set(names):
             for part in ("train", "val", scored):  # first, so that the other probes can use the same pass
@@ -134,7 +134,7 @@ def evaluate(
         probe_data = ProbeData(model, store, data, scored, seed)
         for name in names:
             if not (which == "untrained" and name == "classifier"):
-                found += probes[name].run(probe_data)
+                scores += probes[name].run(probe_data)
     about = {
         "checkpoint": str(saved.path.resolve()),
         "objective": saved.objective,
@@ -146,9 +146,9 @@ def evaluate(
         "precision": model.precision,
         "command": sys.argv[1:],
     }
-    written = write_scores(path, found, about)
-    _log.info("\n%s\n", as_text(as_table(found)))
-    if any(score.is_chosen for score in found):
+    written = write_scores(path, scores, about)
+    _log.info("\n%s\n", as_text(as_table(scores)))
+    if any(score.is_chosen for score in scores):
         _log.info("* this k is the best on the validation images")
     if "classifier" in names and scored == "val":
         _log.info("classifier: its checkpoint was chosen on the same validation images, so its accuracy is too high")
@@ -156,7 +156,11 @@ def evaluate(
 
 
 def fill_in_data(arguments: list[str]) -> list[str]:
-    """Fill in `data`: the settings of the run, or of ``data=<choice>`` at the checkpoint's image size."""
+    """Fill in `data`: the settings of the run, or of ``data=<choice>`` at the checkpoint's image size.
+
+    Raises:
+        UserError: the command line sweeps, the checkpoint cannot be read, or the other set's settings are wrong.
+    """
     flags, overrides = split_arguments(arguments)
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     if "ckpt" not in given:

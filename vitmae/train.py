@@ -34,6 +34,9 @@ def train(config: DictConfig) -> float:
 
     Returns:
         The final value of the metric that the objective monitors, for a sweeper that optimises it.
+
+    Raises:
+        UserError: a setting, the data or the checkpoint is wrong.
     """
     launch = current_launch()
     if launch.rank > 0:  # only the first rank prints
@@ -202,7 +205,11 @@ def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
 
 
 def resume(arguments: list[str]) -> list[str]:
-    """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run."""
+    """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run.
+
+    Raises:
+        UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
+    """
     flags, overrides = split_arguments(arguments)
     ckpt = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("ckpt=")]
     if not ckpt or ckpt[-1] in ("", "null"):

@@ -85,7 +85,11 @@ class Linear:
         _require_room_after_warmup("linear", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Train all heads, choose one for each pooling, and score it."""
+        """Train all heads, choose one for each pooling, and score it.
+
+        Raises:
+            UserError: `augment` is set, but some training images are not used.
+        """
         train, val, test = data.features()
         batches = None
         if self.augment:
@@ -142,7 +146,11 @@ class FewShot:
     l2: Annotated[float, Gt(0)] = fewshot.L2
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Solve for every number of shots and every seed."""
+        """Solve for every number of shots and every seed.
+
+        Raises:
+            UserError: the smallest class has fewer training images than all of `shots`.
+        """
         train, _, test = data.features()
         most = int(train.labels.unique(return_counts=True)[1].min())
         shots = [count for count in self.shots if count <= most]
@@ -256,7 +264,11 @@ class Classifier:
     """The trained head of a supervised or fine-tuned checkpoint; nothing is trained here."""
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Classify the scored images."""
+        """Classify the scored images.
+
+        Raises:
+            UserError: see `vitmae.evaluation.choice.require_same_classes`.
+        """
         classifier = require_same_classes(data.model, data.images)
         predicted, labels = [], []
         for batch in data.images.evaluation_dataloader(data.scored, data.store.limit):
