@@ -129,7 +129,9 @@ def write_scores(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) 
         The three files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**about, "scores": [_plain(score) for score in scores]}
+    # nan becomes null, because JSON has no nan
+    finite = [asdict(score) | {"value": score.value if math.isfinite(score.value) else None} for score in scores]
+    content = {**about, "scores": finite}
     texts = {".json": json.dumps(content, indent=2), ".md": as_markdown(as_table(scores)), ".csv": as_csv(scores)}
     paths = [path.with_suffix(suffix) for suffix in reversed(texts)]  # JSON last: it marks the end
     for file in paths:
@@ -160,8 +162,3 @@ def read_scores(path: Path) -> tuple[list[Score], dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not an evaluation ({error}): remove it, and run the evaluation again") from error
     return scores, content
-
-
-def _plain(score: Score) -> dict[str, Any]:
-    """The score as plain values; nan becomes null, because JSON has no nan."""
-    return {**asdict(score), "value": score.value if math.isfinite(score.value) else None}
