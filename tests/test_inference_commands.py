@@ -161,7 +161,7 @@ def test_a_folder_is_reconstructed(place, capsys):
         (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt"], "out=note.txt is there already"),
         (reconstruct.main, ["ckpt=last", "images=photos", "out=note.txt/x"], "out=note.txt/x cannot be written"),
         (reconstruct.main, ["ckpt=last", "images=photos", "panels=-1"], "panels=-1: must be ≥ 0 or null"),
-        (reconstruct.main, ["ckpt=last", "images=photos", "passes=99"], "passes=99: from 2 to 24"),
+        (reconstruct.main, ["ckpt=last", "images=photos", "passes=99"], "passes=99: must be between 2 and 24"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, main, arguments, reason):
