@@ -137,9 +137,9 @@ def test_a_resumed_run_is_held_to_what_its_command_line_gives(train, capsys):
     (run,) = Path("runs").glob("2*/*")
     resumed = [f"ckpt={run}", "trainer.max_steps=2"]
     done = run_command(main, *resumed, "weights_min_match=0.5", capsys=capsys)
-    assert (done.code, "a resumed run has its weights" in done.err) == (2, True)
+    assert (done.code, "a resumed run loads its weights" in done.err) == (2, True)
     done = run_command(main, *resumed, "name=other", capsys=capsys)
-    assert (done.code, "name=other has no effect: the run keeps its name, mae-digits" in done.err) == (2, True)
+    assert (done.code, "name=other has no effect: the run already has the name mae-digits" in done.err) == (2, True)
     assert run_command(main, *resumed, capsys=capsys).code == 0
 
 

@@ -64,7 +64,7 @@ def targets(node):
     [
         ("model", {"_target_": "os.system", "command": "true"}),
         ("model", {"_target_": "vitmae.config.build", "node": {}}),
-        ("model", {"_target_": "vitmae.command.compose", "words": []}),
+        ("model", {"_target_": "vitmae.composition.compose", "overrides": []}),
         ("data.source", {"_target_": "vitmae.weights.read.local", "source": "x"}),
         ("backbone", {"_target_": MAE}),  # listed, and for another place
         ("model.mask_ratio", {"_target_": RECIPE}),  # no place for a node
@@ -85,7 +85,7 @@ def test_a_class_in_a_place_that_is_not_its_own_is_refused_in_one_line_that_says
 
 @pytest.mark.parametrize("value", ["${evil}", "${oc.create:{_target_:os.system}}", "a ${oc.env:HOME}"])
 def test_what_could_become_a_node_after_the_check_is_refused(value):
-    with pytest.raises(UserError, match="no plain value"):
+    with pytest.raises(UserError, match="not a plain value"):
         check_classes(with_node("model.optimizer", value), FILE)
 
 

@@ -5,8 +5,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from tests.command_line import run_command
-from vitmae import command as module
-from vitmae.command import command, help_text, quoted, split_arguments
+from vitmae.command import command
+from vitmae.composition import help_text, quoted, split_arguments
+from vitmae.config import config_dir
 from vitmae.errors import UserError
 
 calls = []
@@ -38,7 +39,7 @@ def run(tmp_path, capsys):
         ("modle.mask_ratio=0.5", "unknown setting modle.mask_ratio: did you mean model.mask_ratio?"),
         ("nothing.like.it=1", "unknown setting nothing.like.it"),
         ("~model.mask_rato", "unknown setting model.mask_rato: did you mean model.mask_ratio?"),
-        ("model=maee", "unknown choice model=maee: did you mean model=mae? (there are mae, masked_patch, vit)"),
+        ("model=maee", "unknown choice model=maee: did you mean model=mae? (the choices are mae, masked_patch, vit)"),
         ("modle=mae", "unknown setting modle: did you mean model?"),
         ("model.mask_ratio", "cannot read 'model.mask_ratio': write key=value"),
         ("data=[digits", "cannot read 'data=[digits': write key=value"),
@@ -194,7 +195,7 @@ def test_help_names_every_group_with_its_choices_and_the_default():
     text = help_text("config")
     for group in ("model", "backbone", "data", "trainer", "logger"):
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {group} ")]
-        for path in (module.config_dir() / group).glob("*.yaml"):
+        for path in (config_dir() / group).glob("*.yaml"):
             assert (path.stem in line) is not path.stem.startswith("_")
     assert "[mae]" in text
     assert text.count("python -m vitmae.train") > 5

@@ -11,12 +11,12 @@ import pytest
 
 from tests.command_line import run_command
 from vitmae import compare
-from vitmae.compare import split_words
+from vitmae.compare import split_overrides
 from vitmae.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "overrides"),
     [
         ("[]", []),
         ("", []),
@@ -25,27 +25,27 @@ from vitmae.errors import UserError
         ("[model.optimizer.betas=[0.9,0.95], c={d: 1}]", ["model.optimizer.betas=[0.9,0.95]", "c={d: 1}"]),
     ],
 )
-def test_words_part_at_commas_and_blanks_outside_of_brackets(text, words):
-    assert split_words(text) == words
+def test_overrides_part_at_commas_and_blanks_outside_of_brackets(text, overrides):
+    assert split_overrides(text) == overrides
 
 
 @pytest.mark.parametrize("text", ["[a=[1,2]", "a='x"])
 def test_what_is_not_closed_is_refused(text):
     with pytest.raises(UserError, match="not closed"):
-        split_words(text)
+        split_overrides(text)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         ([], "out must be given"),
         (["out=c", "methods=[mea]"], "did you mean model=mae?"),
-        (["out=c", "methods=[scratch]", "mae=[model.mask_ratio=0.5]"], "has no mae"),
+        (["out=c", "methods=[scratch]", "mae=[model.mask_ratio=0.5]"], "must contain mae"),
         (["out=c", "mae=[model.mask_ration=0.5]"], "did you mean model.mask_ratio?"),
         (["out=c", "mae=[model.mask_ratio=much]"], "must be a number"),
         (["out=c", "data=folders"], "did you mean data=folder?"),
         (["out=c", "labels=0"], "labels=0"),
-        (["out=c", "finetune=[model=mae]"], "finetune=model=mae: a comparison sets that itself"),
+        (["out=c", "finetune=[model=mae]"], "finetune=model=mae: a comparison sets this itself"),
         (["out=c", "data.train_fraction=0.1"], "see methods, seeds, labels"),
         (["out=c", "probes=[knnn]"], "probes=["),
         (["out=c", "evaluate=[lmit=3]"], "did you mean limit?"),
@@ -55,16 +55,16 @@ def test_what_is_not_closed_is_refused(text):
         (["out=/dev/null/c", "methods=[scratch]"], "cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys, words, said):
+def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys, overrides, said):
     monkeypatch.chdir(tmp_path)
-    done = run_command(compare.main, *words, capsys=capsys)
+    done = run_command(compare.main, *overrides, capsys=capsys)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
     assert said in done.err
     assert not (tmp_path / "c" / "runs").exists()
 
 
-WORDS = [
+OVERRIDES = [
     "methods=[scratch,mae]",
     "seeds=[0]",
     "probes=[knn]",
@@ -81,7 +81,7 @@ WORDS = [
 
 @pytest.mark.slow
 def test_an_interrupted_comparison_resumes_and_ends_with_a_page(tmp_path):
-    command = [sys.executable, "-m", "vitmae.compare", f"out={tmp_path / 'c'}", *WORDS]
+    command = [sys.executable, "-m", "vitmae.compare", f"out={tmp_path / 'c'}", *OVERRIDES]
     environment = os.environ | {"VITMAE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 120
@@ -90,7 +90,7 @@ def test_an_interrupted_comparison_resumes_and_ends_with_a_page(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
-    assert "the same command resumes" in said
+    assert "run the same command to resume" in said
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("runs/scratch-*/checkpoints/last.ckpt")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,10 +106,15 @@ def test_an_interrupted_comparison_resumes_and_ends_with_a_page(tmp_path):
 def test_right_words_pass_the_checks_and_reach_the_plan(tmp_path, monkeypatch, capsys):
     planned = []
     monkeypatch.setattr("vitmae.comparison.runner.run_jobs", lambda rows, *others: planned.extend(rows) or iter(()))
-    words = [*WORDS, "evaluate=[limit=50,data.batch_size=8]", "train=[compile=false]", "mae=[model.mask_ratio=0.5]"]
-    done = run_command(compare.main, f"out={tmp_path / 'c'}", *words, capsys=capsys)
+    overrides = [
+        *OVERRIDES,
+        "evaluate=[limit=50,data.batch_size=8]",
+        "train=[compile=false]",
+        "mae=[model.mask_ratio=0.5]",
+    ]
+    done = run_command(compare.main, f"out={tmp_path / 'c'}", *overrides, capsys=capsys)
     assert (done.code, done.err) == (0, "")
     scratch, mae = planned
-    assert {"logger=csv", "trainer=cpu", "compile=false"} <= set(scratch.finetunes[0].words)
-    assert {"model.mask_ratio=0.5", "logger=csv"} <= set(mae.pretrain.words)
-    assert {"limit=50", "data.batch_size=8"} <= set(mae.probes.words)
+    assert {"logger=csv", "trainer=cpu", "compile=false"} <= set(scratch.finetunes[0].overrides)
+    assert {"model.mask_ratio=0.5", "logger=csv"} <= set(mae.pretrain.overrides)
+    assert {"limit=50", "data.batch_size=8"} <= set(mae.probes.overrides)

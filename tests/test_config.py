@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitmae import config
-from vitmae.config import build, check_settings, did_you_mean, plain, setting_keys, takes
+from vitmae.config import build, check_settings, did_you_mean, resolved, setting_keys, takes
 from vitmae.errors import UserError
 
 HERE = __name__
@@ -127,7 +127,7 @@ def test_an_argument_is_known_to_be_taken_or_not():
 
 
 def test_settings_are_resolved_to_plain_values():
-    settings = plain(OmegaConf.create({"a": {"b": [1, 2]}, "c": "${a.b}"}))
+    settings = resolved(OmegaConf.create({"a": {"b": [1, 2]}, "c": "${a.b}"}))
     assert settings == {"a": {"b": [1, 2]}, "c": [1, 2]}
     assert type(settings["c"]) is list
 
@@ -141,7 +141,7 @@ def test_settings_are_resolved_to_plain_values():
 )
 def test_a_value_that_is_missing_or_leads_nowhere_is_named(settings, message):
     with pytest.raises(UserError) as error:
-        plain(OmegaConf.create(settings))
+        resolved(OmegaConf.create(settings))
     assert str(error.value) == message
 
 

@@ -14,7 +14,7 @@ from tests.test_train_command import same
 from tests.training.standin import QUIET
 from tests.weights.parts import build, save_checkpoint, settings
 from vitmae.config import build as build_node
-from vitmae.config import config_dir, plain
+from vitmae.config import config_dir, resolved
 from vitmae.recipe import param_groups
 from vitmae.runs.checkpoint_file import read_checkpoint
 from vitmae.train import main
@@ -81,7 +81,7 @@ def test_the_maes_fine_tuning_is_its_papers_table_9_with_the_values_of_its_publi
 
 
 def test_the_rates_of_vit_b_under_it_are_the_papers_formula_in_depth_plus_one_steps():
-    config = plain(compose("experiment=finetune_mae", "data=imagenet", "backbone=vit_base"))
+    config = resolved(compose("experiment=finetune_mae", "data=imagenet", "backbone=vit_base"))
     with torch.device("meta"):
         model = build_node(
             config["model"] | {"num_classes": 1000},

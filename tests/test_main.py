@@ -23,7 +23,9 @@ def test_every_command_is_in_the_list_of_the_door(capsys, monkeypatch):
     assert all(f"\n  {name} " in text for name in door.COMMANDS)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("trian", "did you mean train?"), ("xyz", "there are train, evaluate")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("trian", "did you mean train?"), ("xyz", "the commands are train, evaluate")]
+)
 def test_an_unknown_command_is_one_line_with_the_nearest_and_code_2(name, hint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vitmae", name])
     assert door.main() == 2

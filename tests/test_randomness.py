@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vitmae.randomness import fold, fold_each, fold_indices, generator, permutation, seed, uniform
+from vitmae.randomness import fold, fold_each, fold_indices, generator, permutation, seed_torch, uniform
 
 KNOWN = [0.2705659866333008, 0.506443202495575, 0.6723672151565552]
 
@@ -45,12 +45,12 @@ def test_known_values_stay_so_that_old_runs_can_be_continued():
 def test_library_functions_draw_as_after_torchs_own_seeding(key):
     torch.manual_seed(key)
     wanted = torch.rand(5)
-    seed(key, torch.device("cpu"))
+    seed_torch(key, torch.device("cpu"))
     assert torch.equal(torch.rand(5), wanted)
 
 
 def test_seeding_leaves_nothing_behind():
     queued = len(torch.cuda._queued_calls)
     for key in range(10):
-        seed(key, torch.device("cpu"))
+        seed_torch(key, torch.device("cpu"))
     assert len(torch.cuda._queued_calls) == queued

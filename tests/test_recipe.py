@@ -133,7 +133,7 @@ def test_timms_optimisers_take_the_groups_with_their_own_rates(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"name": "adamx"}, "no such optimiser"), ({"layer_decay": 0.0}, "layer_decay")]
+    ("settings", "words"), [({"name": "adamx"}, "must be an optimiser of timm"), ({"layer_decay": 0.0}, "layer_decay")]
 )
 def test_recipes_that_cannot_be_are_refused(settings, words):
     with pytest.raises(UserError, match=words):

@@ -123,7 +123,7 @@ def test_a_run_leaves_all_it_promises_and_says_where(train):
         (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0: must be ≥ 1"),
         (["ckpt=nowhere"], "ckpt=nowhere: there is no such file"),
         (["ckpt=last"], "ckpt=last: no run below runs has a last.ckpt"),
-        (["ckpt=last", "-m"], "cannot be swept over"),
+        (["ckpt=last", "-m"], "cannot be swept"),
     ],
 )
 def test_bad_input_is_one_line_before_any_training_and_code_2(train, arguments, message):

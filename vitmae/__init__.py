@@ -22,15 +22,15 @@ def load(
     """Open a trained model to encode, reconstruct or classify images.
 
     Args:
-        path: a run directory (its best checkpoint, else its last), a checkpoint, a bundle, or the hub's name of one.
-        device: where it runs; None: the GPU if there is one.
-        precision: what it computes in: 32-true, bf16-mixed, or auto: the latter where the device computes in it.
-        trust: full names of classes that the file may build beside those of `vitmae.classes`.
+        path: a run directory (its best checkpoint, else its last), a checkpoint, a bundle, or its name on the hub.
+        device: where the model runs; None: the GPU, or the CPU on a machine without one.
+        precision: 32-true, bf16-mixed, or auto: bf16-mixed where the device computes in it, else 32-true.
+        trust: full names of further classes that the file may build, see `vitmae.classes`.
 
     Raises:
-        vitmae.errors.UserError: there is none, it is damaged, it builds what it may not, or there is no such device or
-            precision.
+        vitmae.errors.UserError: there is no model at the path, the file is damaged, it builds a class that is not
+            allowed, or the device or the precision does not exist.
     """
-    from vitmae.trained.model import open_model  # heavy, and `import vitmae` is not
+    from vitmae.trained.model import open_model  # here, so that `import vitmae` stays fast
 
     return open_model(path, device, precision, trust)

@@ -1,4 +1,4 @@
-"""All commands behind one door: `python -m vitmae train …` and `vitmae train …` are `python -m vitmae.train …`."""
+"""All commands under one name: `vitmae train …` and `python -m vitmae train …` run `python -m vitmae.train …`."""
 
 import ast
 import sys
@@ -11,32 +11,32 @@ COMMANDS = ("train", "evaluate", "compare", "embed", "reconstruct", "export", "p
 
 
 def main() -> int:
-    """Run the command that the first word names, with the words after it.
+    """Run the command that the first argument names, with the arguments after it.
 
     Returns:
-        The exit code of the command; 2 where there is no such command.
+        The exit code of the command; 2 if no command has this name.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(help_text())
+        print(command_list())
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"error: vitmae has no command {name}: {hint}", file=sys.stderr)
         return 2
     import __main__
 
-    # Lightning starts other processes by running this one's command line again: it becomes the command's own.
+    # Lightning runs this process's command line again to start other processes, so it must name the command's module.
     __main__.__spec__ = find_spec(f"vitmae.{name}")
     sys.argv = [sys.argv[0], *arguments]
     code: int = import_module(f"vitmae.{name}").main()
     return code
 
 
-def help_text() -> str:
-    """A line for each command: the first of its docstring, read without importing it."""
-    lines = ["vitmae COMMAND [setting=value ...], the same as python -m vitmae.COMMAND; each says more with --help", ""]
+def command_list() -> str:
+    """One line for each command: the first line of its docstring, read without importing the command."""
+    lines = ["vitmae COMMAND [setting=value ...], the same as python -m vitmae.COMMAND; add --help to learn more", ""]
     for name in COMMANDS:
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         about = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]

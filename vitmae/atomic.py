@@ -1,4 +1,4 @@
-"""Write a file so that a reader finds the old content or the new, never a part, even if the writer is killed."""
+"""Write files atomically: a reader finds the old content or the new content, even if the writer is killed."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,14 @@ _MARK = ".tmp"
 
 @contextmanager
 def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a name in the folder of `path`; its file becomes `path` when the block ends, and is removed if it raises.
+    """Yield a temporary path beside `path`; its file becomes `path` when the block ends.
 
-    The same folder keeps the renaming on one file system. ``durable`` syncs file and folder, so that the file survives
-    a loss of power; for a million small files that would take hours.
+    If the block raises, the temporary file is removed and `path` stays as it was. Both are in one folder, because a
+    file can be renamed atomically on one file system only.
+
+    Args:
+        path: the file to write.
+        durable: sync file and folder, so that the file survives a loss of power. This takes hours for a million files.
     """
     part = path.with_name(f"{path.name}{_MARK}{os.getpid()}")
     try:
@@ -33,27 +37,27 @@ def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a binary file that becomes `path` when the block ends; if the block raises, `path` stays as it was."""
+    """Yield a binary file that becomes `path` when the block ends, see `atomic_replace`."""
     with atomic_replace(path, durable) as part, open(part, "wb") as file:
         yield file
 
 
-def make_folder(folder: Path, shown: str) -> None:
-    """Create a folder to write into, with its parents, unless it exists.
+def make_folder(folder: Path, setting: str) -> None:
+    """Create a folder to write into, with its parents, if it does not exist yet.
 
     Args:
         folder: its path.
-        shown: the setting that names it, as in ``out=features``.
+        setting: what the user wrote, for the error message: ``out=features``.
 
     Raises:
-        UserError: a file of that name exists, or the folder is not writable.
+        UserError: a file has that name, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(EACCES, os.strerror(EACCES))
     except OSError as error:
-        raise UserError(f"{shown} cannot be written ({error.strerror}): give another place") from error
+        raise UserError(f"{setting} cannot be written ({error.strerror}): choose another place") from error
 
 
 def remove_parts(folder: Path) -> None:

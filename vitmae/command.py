@@ -1,7 +1,8 @@
-"""What every command line of this project has in common: Hydra around a function, and how it ends.
+"""What all commands share: a function of settings becomes a command with Hydra's grammar and a clear exit code.
 
-A mistake of the user's ends in one line on stderr and exit code 2, whoever finds it: Hydra while it composes, the check
-of the settings, or a constructor. A fault of this project keeps its traceback and ends in 1, an interrupted run in 75.
+A mistake of the user ends the command with one line on stderr and exit code 2, whether Hydra, the check of the
+settings or a constructor finds it. A fault of this project prints its traceback and ends with 1. An interrupted run
+ends with 75.
 """
 
 import json
@@ -12,23 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
-from string import Template
 from typing import Any, cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.allocator import use_large_pages
-from vitmae.config import build, check_settings, config_dir, did_you_mean, plain, setting_keys
+from vitmae.composition import explain, help_text, quoted, split_arguments
+from vitmae.config import build, check_settings, config_dir, resolved
 from vitmae.errors import UserError
 from vitmae.runs.directory import claim_directory
 from vitmae.runs.exit import ABORTED, FAULT, report
@@ -45,25 +43,25 @@ def command(
     prepare: Callable[[list[str]], list[str]] | None = None,
     end_sweep: Callable[[Path], bool] | None = None,
 ) -> Callable[..., int]:
-    """Make a command of a function of its settings.
+    """Make a command from a function of settings.
 
     Args:
-        task: what to do; its value, if any, is what a sweeper may optimise.
+        task: the function; a sweeper may optimise the value that it returns.
         config_name: the file in conf/ that holds the defaults.
-        prepare: may replace the command line's overrides before they are read.
-        end_sweep: called with a sweep's directory at its end, also if it was interrupted; False if a job failed.
+        prepare: may replace the arguments before Hydra reads them.
+        end_sweep: called with the directory of a sweep when it ends or is interrupted; returns False if a job failed.
 
     Returns:
-        A function of the arguments (those of the process where none are given) that returns the exit code.
+        A function that takes the arguments (by default those of the process) and returns the exit code.
     """
 
     @wraps(task)
     def main(arguments: Sequence[str] | None = None) -> int:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing them
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
         use_large_pages()
         before, codes = sys.argv, [0]
         flags, overrides = split_arguments(sys.argv[1:] if arguments is None else arguments)
-        arguments = [*flags, *map(quoted, overrides)]  # Hydra wants its flags on one side of the overrides
+        arguments = [*flags, *map(quoted, overrides)]  # Hydra requires all flags on one side of the overrides
         sys.argv = [before[0], *arguments]
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
@@ -74,12 +72,12 @@ def command(
             sys.argv[1:] += _quiet_rank() + _short_names(flags, overrides)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
         except (HydraException, OmegaConfBaseException) as error:
-            codes.append(report(UserError(_explain(error, config_name, overrides))))
+            codes.append(report(UserError(explain(error, config_name, overrides))))
         except Exception as error:
             codes.append(report(error))
         except KeyboardInterrupt:
             codes.append(ABORTED)
-        except SystemExit as end:  # --help; an interrupted run, which also ends a sweep
+        except SystemExit as end:  # after --help, or after an interruption, which also ends a sweep
             codes.append(end.code if isinstance(end.code, int) else 0)
         finally:
             sweep = _sweep_directory()
@@ -92,14 +90,18 @@ def command(
 
 
 def call_target(config: DictConfig) -> None:
-    """The task of a command whose settings are the arguments of one function, which `_target_` names."""
-    settings = plain(config)
+    """The task of a command whose settings are the arguments of one function, which `_target_` names.
+
+    Raises:
+        UserError: a setting is missing, unknown or out of range, or the function raises it.
+    """
+    settings = resolved(config)
     check_settings(settings)
     build(settings)
 
 
 def _job(task: Task, codes: list[int]) -> Task:
-    """The function for Hydra, which in a sweep calls it once for each job: none may stop the others."""
+    """The function that Hydra calls, in a sweep once for each job: an error of one job does not stop the others."""
 
     @wraps(task)
     def job(config: DictConfig) -> float | None:
@@ -115,10 +117,11 @@ def _job(task: Task, codes: list[int]) -> Task:
 
 @contextmanager
 def _on_its_own() -> Iterator[None]:
-    """Make a job of a sweep look like a command of its own.
+    """Make a job of a sweep look like a separate command.
 
-    Lightning starts the other ranks by running this process's command line again. In a sweep that would be the whole
-    sweep: so here the command line becomes the job's, and what a job's ranks leave behind does not reach the next.
+    Lightning starts the other ranks by running this process's command line again, which in a sweep would start the
+    whole sweep. So the command line becomes that of the job, and the environment and the process group that a job's
+    ranks leave behind are removed before the next job.
     """
     import __main__
 
@@ -150,12 +153,12 @@ class SweepStart(Callback):
     """Hydra's callback at the start of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Let the sweep's own directory be named like a run: `${name}` asks for the choices of the groups."""
+        """Make the choices of the groups known before the sweep's directory is named: `${name}` needs them."""
         HydraConfig.instance().set_config(config)
 
 
 def _sweep_directory() -> Path | None:
-    """Where the sweep landed that has just ended, if there was one."""
+    """The directory of the sweep that has just ended; None after a single run."""
     settings = cast(DictConfig | None, HydraConfig.instance().cfg)
     directory = None
     if settings is not None and settings.hydra.mode == RunMode.MULTIRUN:
@@ -164,64 +167,8 @@ def _sweep_directory() -> Path | None:
     return directory
 
 
-def help_text(config_name: str) -> str:
-    """What a command does and has to choose from: without Hydra, which would compose everything first."""
-    config = OmegaConf.load(config_dir() / f"{config_name}.yaml")
-    defaults = [entry for entry in config.defaults if isinstance(entry, DictConfig)]
-    lines = []
-    for entry in defaults:
-        for group, default in cast(dict[str, str], entry).items():
-            choices = ", ".join(f"[{name}]" if name == default else name for name in group_choices(group))
-            lines.append(f"  {group:<10} {choices}")
-    return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
-
-
-def config_folders() -> list[Path]:
-    """Where this command finds its YAML files: conf/, then the user's own folder, which ``--config-dir`` names."""
-    for flag, following in pairwise([*sys.argv[1:], ""]):
-        name, _, value = flag.partition("=")
-        if name in ("--config-dir", "-cd"):
-            return [config_dir(), Path(value or following).resolve()]
-    return [config_dir()]
-
-
-def group_choices(group: str) -> list[str]:
-    """The choices of a config group, those in the user's own folder included."""
-    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("[!_]*.yaml")})
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line's flags, with their values, and its overrides."""
-    is_override = [("=" in argument and argument[0] != "-") or argument[:1] == "~" for argument in arguments]
-    flags = [argument for argument, override in zip(arguments, is_override, strict=True) if not override]
-    return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
-
-
-def trusted_names(overrides: Sequence[str]) -> list[str]:
-    """What `trust=` among a command line's overrides names, for what is read before Hydra composes the settings.
-
-    Raises:
-        UserError: it is no list of names.
-    """
-    given = [override for override in overrides if override.startswith("trust=")]
-    names = OmegaConf.to_container(OmegaConf.from_dotlist(given[-1:]))
-    trust = cast(dict[str, Any], names).get("trust") or []
-    if not isinstance(trust, list) or not all(isinstance(name, str) for name in trust):
-        raise UserError(f"{given[-1]}: must be a list of full names of classes, trust=[package.Class]")
-    return trust
-
-
-def quoted(argument: str) -> str:
-    """Quote the value of an override where Hydra's grammar would take a path apart (``=`` and ``,`` in it)."""
-    key, equals, value = argument.partition("=")
-    is_plain = re.fullmatch(r"[\w./:+@%-]*", value) is not None
-    if not equals or is_plain or value[0] in "'\"[{" or not Path(value).expanduser().exists():
-        return argument
-    return f"{key}='{value}'"
-
-
 def _quiet_rank() -> list[str]:
-    """Overrides for ranks that were started side by side: only the first writes Hydra's files."""
+    """Overrides for ranks that srun or torchrun started: only the first rank writes Hydra's files."""
     launch = current_launch()
     if not launch.separate or launch.rank == 0:
         return []
@@ -229,7 +176,7 @@ def _quiet_rank() -> list[str]:
 
 
 def _short_names(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """An override for a sweep, so that its jobs are named by what differs between them."""
+    """An override for a sweep: the names of its jobs show only the settings that differ."""
     if not _SWEEP & set(flags):
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -252,68 +199,7 @@ def _choices() -> DictConfig:
     return OmegaConf.create({group: choice for group, choice in choices.items() if "/" not in group})
 
 
-# What conf/config.yaml calls; registered on import, so that the processes of a launcher know them too.
-OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)  # a directory that nobody else has
-OmegaConf.register_new_resolver("slug", _slug, replace=True)  # a text fit for a file name
+# Resolvers that conf/config.yaml uses; registered on import, so that the processes of a launcher have them too.
+OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)  # a new directory, of this run alone
+OmegaConf.register_new_resolver("slug", _slug, replace=True)  # a text that can be a file name
 OmegaConf.register_new_resolver("choices", _choices, replace=True)  # the file of each config group
-
-
-def store_settings(name: str, settings: dict[str, Any]) -> None:
-    """Let Hydra find saved settings under a config name; its own section comes from conf/config.yaml, as always."""
-    section = OmegaConf.load(config_dir() / "config.yaml").hydra
-    store_node(name, OmegaConf.create({**settings, "hydra": section}))
-
-
-def store_node(name: str, node: DictConfig) -> None:
-    """Let Hydra find a config under a name that has no file, such as a command's own with a node filled in."""
-    ConfigStore.instance().store(name=name, node=node)
-
-
-def compose(words: Sequence[str], config_name: str = "config") -> dict[str, Any]:
-    """The settings that a command line stands for, without those that only a run itself knows.
-
-    Raises:
-        UserError: a word is wrong.
-    """
-    try:
-        config = _compose(words, config_name)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, config_name, words)) from error
-    with open_dict(config):
-        for key in {"name", "choices"} & config.keys():
-            del config[key]
-    return plain(config)
-
-
-def _compose(words: Sequence[str], config_name: str) -> DictConfig:
-    """Compose whether or not Hydra runs already: before a command it does not know where to look."""
-    folders = ",".join(f"'file://{folder}'" for folder in config_folders()[1:])
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return hydra.compose(config_name, overrides=[*words, f"hydra.searchpath=[{folders}]"])
-
-
-def _explain(error: Exception, config_name: str, words: Sequence[str]) -> str:
-    """One line of what Hydra or OmegaConf say in several, with the nearest name that would have been right."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        options = [option for option in error.options if not option.startswith("_")]
-        near = did_you_mean(f"{group}={choice}", [f"{group}={option}" for option in options])
-        return f"unknown choice {group}={choice}{near} (there are {', '.join(options)})"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
-    if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
-        return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, words))}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
-
-
-def _known_keys(config_name: str, words: Sequence[str]) -> list[str]:
-    """All settings of the groups that the command line chooses."""
-    groups = {path.name for folder in config_folders() for path in folder.iterdir() if path.is_dir()}
-    chosen = [word for word in words if word.partition("=")[0] in groups]
-    try:
-        config = _compose(chosen, config_name)
-    except HydraException:  # such as a choice that is swept over
-        config = _compose([], config_name)
-    return list(setting_keys(cast(dict[str, Any], OmegaConf.to_container(config))))

@@ -1,7 +1,7 @@
-"""Settings: where the YAML files are, what a node builds, and what is wrong with it before it is built.
+"""Settings: find the YAML files, check a node against a signature, build what the node names.
 
 A node with `_target_` names a class or function; its other keys are the arguments. `check_settings` compares them with
-the signature, so that a wrong key or a wrong value is one line at the start and not a fault an hour later.
+the signature, so a wrong key or value is reported at the start of a command, not after an hour.
 Nothing heavy is imported until a node is checked or built: `--help` and `--cfg job` answer at once.
 """
 
@@ -21,23 +21,23 @@ from vitmae.errors import UserError
 from vitmae.limits import annotations_of, check_value
 
 _DIRECTIVES = ("_target_", "_partial_", "weights")
-"""Keys of a node that are no arguments; `weights` says what is loaded into what was built (`vitmae.weights.load`)."""
+"""Keys of a node that are not arguments; `weights` is loaded after the node is built (`vitmae.weights.load`)."""
 
 
 def config_dir() -> Path:
-    """The folder of config.yaml: in an installed package inside it, in a checkout beside it."""
+    """The folder of config.yaml: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise UserError(f"no conf/config.yaml in {package} nor beside it: install vitmae again")
+    raise UserError(f"conf/config.yaml is neither in {package} nor beside it: install vitmae again")
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def resolved(config: DictConfig) -> dict[str, Any]:
     """Resolve a composed config to dicts, lists and scalars.
 
     Raises:
-        UserError: if a value that must be given is not, or an interpolation leads nowhere.
+        UserError: a required value is missing, or an interpolation refers to nothing.
     """
     try:
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -58,10 +58,10 @@ def setting_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """``": did you mean …?"`` for the nearest known key; empty where none is near."""
+    """``": did you mean …?"`` with the nearest known key; empty if no key is near."""
     name = key.rpartition(".")[2]
     for near in get_close_matches(key, list(known), n=5):
-        if get_close_matches(name, [near.rpartition(".")[2]]):  # to begin alike is not to be near
+        if get_close_matches(name, [near.rpartition(".")[2]]):  # a common path alone does not make keys similar
             return f": did you mean {near}?"
     return ""
 
@@ -70,9 +70,9 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
     """Call what a node's `_target_` names.
 
     Args:
-        node: plain settings; nodes inside it are built first. With ``_partial_: true`` the result still waits for
-            its remaining arguments.
-        arguments: what settings cannot hold, such as modules.
+        node: plain settings; nodes inside it are built first. With ``_partial_: true`` the result is a function of
+            the remaining arguments.
+        arguments: further arguments that settings cannot hold, such as modules.
     """
     target = locate(node["_target_"])
     settings = {key: _built(value) for key, value in node.items() if key not in _DIRECTIVES}
@@ -89,7 +89,7 @@ def locate(target: str) -> Callable[..., Any]:
     """The class or function that a dotted name stands for.
 
     Raises:
-        UserError: if there is none.
+        UserError: the name cannot be imported.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -109,18 +109,18 @@ def takes(target: str, argument: str) -> bool:
 def check_settings(
     settings: Mapping[str, Any], path: str = "", homes: Mapping[str, Callable[..., Any]] | None = None
 ) -> None:
-    """Compare every node with the signature of what it is for: what its `_target_` names, or its home.
+    """Compare every node with a signature: that of its `_target_`, or that of its home.
 
-    Arguments that a node does not give are not missed here: some can only be known at run time.
+    A missing argument is not an error here: some are only known at run time.
 
     Args:
         settings: plain values.
-        path: where they stand, as it is written on a command line.
+        path: the path of these settings, as on a command line: ``model.optimizer``.
         homes: by path, the signatures of nodes without a `_target_`.
 
     Raises:
-        UserError: on the first key that the signature does not have, with the nearest it has, and on the first value
-            that its annotation does not allow, see `vitmae.limits`.
+        UserError: the signature has no such key (the message names the nearest one), or the annotation does not
+            allow a value, see `vitmae.limits`.
     """
     homes = homes or {}
     if "_target_" in settings:
@@ -151,6 +151,6 @@ def _check_node(node: Mapping[str, Any], path: str, target: Callable[..., Any]) 
 
 
 def _holds_nodes(value: Any) -> bool:
-    """Whether a value is built from other nodes, which are checked for themselves."""
+    """Whether a value contains nodes; those are checked by themselves."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return (isinstance(value, Mapping) and "_target_" in value) or any(_holds_nodes(child) for child in inner)

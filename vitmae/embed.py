@@ -29,27 +29,27 @@ def embed(
     runs: str = "runs",
     trust: Sequence[str] = (),
 ) -> None:
-    """Write one vector per image into a table.
+    """Write one vector per image of a folder into a Parquet table.
 
     Args:
         ckpt: see `vitmae.trained.model.find_model`.
         images: see `vitmae.trained.images.FolderImages`.
         out: the Parquet file.
         pooling: see `vitmae.trained.model.Model.encode`.
-        batch_size: images at once.
-        num_workers: processes that decode.
-        on_error: what to do with an image that cannot be read.
-        precision: what the model computes in, see `vitmae.trained.model.Model`.
-        device: where the model runs.
-        runs: where ``ckpt=last`` looks.
-        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
+        batch_size: images per batch.
+        num_workers: processes that decode; 0: this process; "auto": one per core.
+        on_error: whether an image that cannot be read ends the command, or is left out.
+        precision: see `vitmae.trained.model.Model`.
+        device: where the model runs; None: the GPU, or the CPU on a machine without one.
+        runs: the folder in which ``ckpt=last`` looks for runs.
+        trust: full names of further classes that the checkpoint may build, see `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.embed_folder.embed_folder`.
     """
     table = Path(out).expanduser()
     if table.suffix != ".parquet":
-        raise UserError(f"out={out}: must end in .parquet")
+        raise UserError(f"out={out}: the name must end in .parquet")
 
     from vitmae.trained.embed_folder import embed_folder
     from vitmae.trained.images import FolderImages

@@ -1,15 +1,15 @@
-"""The one error a user is meant to read.
+"""The error that a user reads.
 
 A command prints a `UserError` as one line and exits with code 2; any other exception is a fault of this
-project and keeps its traceback.
+project and is printed with its traceback.
 """
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done: one line that names the thing and the remedy."""
+    """What the user wants cannot be done: one line that names the setting, the allowed range and the remedy."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its class where it says nothing."""
+    """The first line of an error's message; the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

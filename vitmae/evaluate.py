@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from vitmae.command import call_target, command, compose, split_arguments, store_node, trusted_names
+from vitmae.command import call_target, command
+from vitmae.composition import compose, split_arguments, store_node, trusted_names
 from vitmae.config import config_dir
 from vitmae.errors import UserError
-from vitmae.evaluation.probe_names import Probe
+from vitmae.evaluation.probe_name import ProbeName
 from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def evaluate(
     fewshot: Any,
     attentive: Any,
     dense: Any,
-    probe: Literal["all"] | Probe | list[Probe] = "all",
+    probe: Literal["all"] | ProbeName | list[ProbeName] = "all",
     encoder: Literal["trained", "untrained", "both"] = "trained",
     split: Literal["val", "test"] | None = None,
     limit: Annotated[int, Ge(1)] | None = None,
@@ -46,47 +47,47 @@ def evaluate(
 
     Args:
         ckpt: see `vitmae.trained.model.find_model`.
-        data: the images.
-        knn: a probe, as the five that follow; see `vitmae.evaluation.probes`.
+        data: the images, a `vitmae.data.datamodule.ImageData`.
+        knn: a probe of `vitmae.evaluation.probes`, as are the five that follow.
         linear: a probe.
         logistic: a probe.
         fewshot: a probe.
         attentive: a probe.
         dense: a probe.
-        probe: which of them; ``all``: those that fit the data and the checkpoint.
-        encoder: as it was trained, with fresh weights, or both.
-        split: what is scored; None: test where there is one.
-        limit: at most so many images of each split.
-        token_images: at most so many where patch tokens are kept.
-        seed: of the probes.
-        precision: that the encoder computes in.
-        device: where.
-        features: the folder of cached features.
-        out: the JSON file.
-        runs: where ``ckpt=last`` looks.
-        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
+        probe: the probes to run; ``all``: those that fit the data and the checkpoint.
+        encoder: the trained one, one with fresh weights, or both.
+        split: the split that is scored; None: test, or val if the set has no test split.
+        limit: the largest number of images per split; None: all.
+        token_images: the largest number of images per split for probes of patch tokens; None: all.
+        seed: the seed of the probes.
+        precision: see `vitmae.trained.model.Model`.
+        device: where the encoder runs; None: the GPU, or the CPU on a machine without one.
+        features: the folder of cached features; None: that of `vitmae.data.cache.cache_dir`.
+        out: the JSON file; None: ``evaluation/<time>.json`` in the run's directory.
+        runs: the folder in which ``ckpt=last`` looks for runs.
+        trust: full names of further classes that the checkpoint may build, see `vitmae.classes`.
 
     Raises:
-        UserError: the checkpoint, the data and the probes do not fit each other, or a place cannot be written.
+        UserError: the checkpoint, the data and the probes do not fit each other, or a folder cannot be written.
     """
     if out is not None and Path(out).suffix != ".json":
-        raise UserError(f"out={out}: must end in .json; Markdown and CSV are written beside it")
+        raise UserError(f"out={out}: the name must end in .json; Markdown and CSV are written beside it")
 
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
-    from vitmae.evaluation import scores as scoring
     from vitmae.evaluation.choice import choose_probes, choose_split, require_same_channels
     from vitmae.evaluation.data_settings import read_once
     from vitmae.evaluation.feature_store import FeatureStore
-    from vitmae.evaluation.probe_data import VAL_FRACTION, ProbeData
+    from vitmae.evaluation.probe_data import VAL_SHARE_OF_TRAIN, ProbeData
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
+    from vitmae.evaluation.scores import Score, as_table, write_scores
     from vitmae.runs.exit import short
     from vitmae.tables import as_text
     from vitmae.trained.device import find_device
     from vitmae.trained.model import Model, find_model
     from vitmae.weights.saved import home_of
 
-    place = find_device(device)
+    torch_device = find_device(device)
     saved = read_once(find_model(ckpt, runs), trust)
     require_same_channels(saved, data)
     data.prepare()
@@ -108,14 +109,14 @@ def evaluate(
         if out
         else (home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")
     )
-    make_folder(path.parent, f"out={path}")  # before hours are spent
+    make_folder(path.parent, f"out={path}")  # before hours of computing
     make_folder(root, f"features={root}")
     images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
-    choosing = f"{data.num_val} choose" if scored == "test" else f"{VAL_FRACTION:.0%} of these choose"
+    choosing = data.num_val if scored == "test" else f"{VAL_SHARE_OF_TRAIN:.0%} of these"
     _log.info(
-        "%s on %s: %d images train, %s, %d are scored (%s split), at %d x %d%s",
+        "%s on %s: %d training images, %s choose hyper-parameters, %d are scored (%s split), at %d x %d pixels%s",
         short(saved.path.resolve()),
-        place,
+        torch_device,
         data.num_train,
         choosing,
         images[scored],
@@ -123,17 +124,17 @@ def evaluate(
         *data.img_size,
         "" if limit is None else f"; at most {limit} of each split",
     )
-    found: list[scoring.Score] = []
+    scores: list[Score] = []
     for which in ("trained", "untrained") if encoder == "both" else (encoder,):
-        model = Model(saved, place, precision, img_size=data.img_size, untrained=which == "untrained")
+        model = Model(saved, torch_device, precision, img_size=data.img_size, untrained=which == "untrained")
         store = FeatureStore(model, data, root, limit=limit, token_images=token_images)
         if {"attentive", "dense"} & set(names):
-            for part in ("train", "val", scored):  # first, so that one pass may serve the other probes too
+            for part in ("train", "val", scored):  # first, so that the other probes can use the same pass
                 store(part, patches=True)
         probe_data = ProbeData(model, store, data, scored, seed)
         for name in names:
             if not (which == "untrained" and name == "classifier"):
-                found += probes[name].run(probe_data)
+                scores += probes[name].run(probe_data)
     about = {
         "checkpoint": str(saved.path.resolve()),
         "objective": saved.objective,
@@ -145,24 +146,28 @@ def evaluate(
         "precision": model.precision,
         "command": sys.argv[1:],
     }
-    written = scoring.write(path, found, about)
-    _log.info("\n%s\n", as_text(scoring.as_table(found)))
-    if any(score.is_chosen for score in found):
-        _log.info("* the best k on the validation images")
+    written = write_scores(path, scores, about)
+    _log.info("\n%s\n", as_text(as_table(scores)))
+    if any(score.is_chosen for score in scores):
+        _log.info("* this k is the best on the validation images")
     if "classifier" in names and scored == "val":
-        _log.info("classifier: its checkpoint was chosen on the validation images that score it, which flatters it")
+        _log.info("classifier: its checkpoint was chosen on the same validation images, so its accuracy is too high")
     _log.info("%s", "  ".join(str(short(file.resolve())) for file in written))
 
 
 def fill_in_data(arguments: list[str]) -> list[str]:
-    """Put the images' settings in place: those of the run, or of ``data=<choice>``; sizes are the checkpoint's."""
+    """Fill in `data`: the settings of the run, or of ``data=<choice>`` at the checkpoint's image size.
+
+    Raises:
+        UserError: the command line sweeps, the checkpoint cannot be read, or the other set's settings are wrong.
+    """
     flags, overrides = split_arguments(arguments)
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     if "ckpt" not in given:
         return arguments
     if {"-m", "--multirun"} & set(flags):
-        raise UserError("evaluate looks at one checkpoint and cannot sweep with -m: run it once for each")
-    from vitmae.evaluation.data_settings import of_run, read_once, seen_as  # heavy: --cfg job answers without it
+        raise UserError("-m: evaluate scores one checkpoint and cannot sweep: run it once per checkpoint")
+    from vitmae.evaluation.data_settings import of_run, read_once, seen_as  # here, because they are heavy
     from vitmae.trained.model import find_model
 
     node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")

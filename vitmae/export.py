@@ -21,16 +21,16 @@ def export(
     runs: str = "runs",
     trust: Sequence[str] = (),
 ) -> None:
-    """Write a trained model into a folder, and perhaps onto the hub.
+    """Write a trained model into a folder, and upload it to the hub if `push` names a repository.
 
     Args:
         ckpt: see `vitmae.trained.model.find_model`.
-        format: see `vitmae.weights.write`.
-        what: with decoder or head, or without.
-        out: the folder; None: ``export/<format>-<what>`` in the run's directory, or beside the file.
-        push: the hub repository that a bundle is uploaded to.
-        runs: where ``ckpt=last`` looks.
-        trust: full names of classes that the checkpoint may build beside those of `vitmae.classes`.
+        format: the format of the files, see `vitmae.weights.write`.
+        what: ``full`` with decoder or head, or the encoder alone.
+        out: the folder; None: ``export/<format>-<what>`` in the run's directory, or beside a checkpoint outside a run.
+        push: USER/REPO, a repository of the Hugging Face hub that the bundle is uploaded to.
+        runs: the folder in which ``ckpt=last`` looks for runs.
+        trust: full names of further classes that the checkpoint may build, see `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.weights.write.write_weights` and `vitmae.weights.hub.push_bundle`.
@@ -42,7 +42,7 @@ def export(
 
     if push is not None:
         if format != "bundle":
-            raise UserError(f"push={push} hands over a bundle: leave out format={format}")
+            raise UserError(f"push={push} uploads a bundle: leave out format={format}")
         hub.check_repository(push)
     saved = read_saved(find_model(ckpt, runs), trust)
     folder = Path(out).expanduser() if out else home_of(saved.path) / "export" / f"{format}-{what}"

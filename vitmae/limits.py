@@ -1,9 +1,10 @@
-"""Values against the annotations of a signature: the one check, for settings of a config and for callers from Python.
+"""The limits of settings: compare a value with the annotation in a signature.
 
     def __init__(self, train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0)
     data.train_fraction=2: must be > 0 and ≤ 1
 
-pydantic decides; it is imported at the first check, so that a signature costs nothing.
+The same check serves settings of a config and callers from Python. It is done by pydantic, which is imported at the
+first check only.
 """
 
 import inspect
@@ -24,7 +25,7 @@ from vitmae.errors import UserError
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 _SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤", MinLen: "of length ≥"}
-_KINDS = {
+_TYPE_NAMES = {
     float: "a number",
     int: "a whole number",
     bool: "true or false",
@@ -37,13 +38,13 @@ _KINDS = {
 
 
 def check_arguments(part: str = "") -> Callable[[_Target], _Target]:
-    """Check a function's arguments, or a class's, whoever calls it: a decorator.
+    """Make a decorator that checks the arguments of every call of a function or class.
 
     Args:
-        part: the part of the settings that the arguments are, such as ``data``; an error names both.
+        part: the place of these arguments in the settings, such as ``data``; error messages show ``data.batch_size``.
 
     Raises:
-        UserError: at a call, see `check_value`.
+        UserError: when the decorated function is called, see `check_value`.
     """
 
     def decorate(target: _Target) -> _Target:
@@ -67,7 +68,7 @@ def check_arguments(part: str = "") -> Callable[[_Target], _Target]:
 
 @cache
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function's arguments, or of a class's; none where only a type checker can resolve them."""
+    """The annotations of the arguments of a function or class; empty if only a type checker can resolve them."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except NameError:
@@ -75,24 +76,24 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_value(name: str, value: Any, annotation: Any) -> None:
-    """Compare a value with an annotation: a whole number passes for a number, a list for a tuple, a text for a path.
+    """Compare a value with an annotation; a whole number is also a number, a list also a tuple, a text also a path.
 
-    What no setting can hold, such as a module, passes.
+    Values that no setting can hold, such as modules, are not checked.
 
     Args:
-        name: as it is written on a command line, such as ``data.train_fraction``.
-        value: what was given.
+        name: the setting as on a command line, such as ``data.train_fraction``.
+        value: the value to check.
         annotation: a type, with limits as in ``Annotated[float, Gt(0), Le(1)]``.
 
     Raises:
-        UserError: one line with the name, the value, and what it must be.
+        UserError: the annotation does not allow the value; the line names the setting, the value and the allowed range.
     """
     try:
         text = json.dumps(value, default=_as_json)
     except TypeError:
         return
     if not _fits(text, annotation):
-        raise UserError(f"{name}={value if isinstance(value, str) else text}: must be {_wanted(annotation, text)}")
+        raise UserError(f"{name}={value if isinstance(value, str) else text}: must be {_requirement(annotation, text)}")
 
 
 def _as_json(value: Any) -> Any:
@@ -104,7 +105,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _fits(text: str, annotation: Any) -> bool:
-    """Whether pydantic takes a value in JSON, where strictness asks no more than YAML can say."""
+    """Whether pydantic accepts a value in JSON; its strict mode for JSON allows what YAML can express."""
     from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
     try:
@@ -112,36 +113,36 @@ def _fits(text: str, annotation: Any) -> bool:
     except ValidationError:
         return False
     except (PydanticSchemaGenerationError, PydanticUserError):
-        pass  # a type that no setting can have
+        pass  # a type that no setting has
     return True
 
 
-def _wanted(annotation: Any, text: str | None) -> str:
-    """What a value must be, in words.
+def _requirement(annotation: Any, text: str | None) -> str:
+    """What a value must be, in words: ``> 0 and ≤ 1``.
 
     Args:
-        annotation: of the value.
-        text: the value in JSON, if it is known: of a number, the limits suffice.
+        annotation: the annotation of the value.
+        text: the value in JSON. If its type is right, the words name the limits alone; None: they name type and limits.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    words = _KINDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+    words = _TYPE_NAMES.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
     if origin in (typing.Union, UnionType):
-        words = " or ".join(dict.fromkeys(_wanted(choice, text) for choice in inner))
+        words = " or ".join(dict.fromkeys(_requirement(choice, text) for choice in inner))
     elif origin is typing.Literal:
         *most, last = map(str, inner)
         words = f"{', '.join(most)} or {last}" if most else last
     elif origin is typing.Annotated:
-        stated = [limit for entry in inner[1:] for limit in getattr(entry, "metadata", [entry])]  # of pydantic's Field
+        stated = [limit for entry in inner[1:] for limit in getattr(entry, "metadata", [entry])]  # several in a Field
         limits = [limit for limit in stated if type(limit) in _SIGNS]
         words = " and ".join(f"{_SIGNS[type(limit)]} {astuple(limit)[0]}" for limit in limits)
         if text is None:
-            words = f"{_wanted(inner[0], None)} {words}"
+            words = f"{_requirement(inner[0], None)} {words}"
         elif not _fits(text, inner[0]):
-            words = _wanted(inner[0], text)
+            words = _requirement(inner[0], text)
     elif origin is tuple:
-        words = f"a list of {len(inner)}, each {_wanted(inner[0], None)}"
+        words = f"a list of {len(inner)}, each {_requirement(inner[0], None)}"
     elif inspect.isclass(origin) and issubclass(origin, Sequence):
-        words = f"a list, each {_wanted(inner[0], None)}"
+        words = f"a list, each {_requirement(inner[0], None)}"
     elif is_dataclass(annotation):
         words = "a mapping"
     return words

@@ -1,4 +1,4 @@
-"""Shrink a folder of images: `python -m vitmae.prepare src=photos/ dst=photos-256/`; a stopped run goes on."""
+"""Shrink a folder of images: `python -m vitmae.prepare src=photos/ dst=photos-256/`; the same command resumes."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from vitmae.command import call_target, command
 from vitmae.limits import check_arguments
 
 _log = logging.getLogger(__name__)
-_EVERY = 10  # seconds between two lines of progress
+_LOG_EVERY = 10  # seconds between two lines of progress
 
 
 @check_arguments()
@@ -24,15 +24,15 @@ def prepare(
     nearest: bool = False,
     num_workers: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
 ) -> None:
-    """Copy a folder of images, none with a longer short side than wanted.
+    """Copy a folder of images; larger ones are shrunk until their short side has `short_side` pixels.
 
     Args:
-        src: the folder; only read.
-        dst: the copy.
-        short_side: pixels.
-        quality: of JPEG and WebP files.
-        nearest: for masks whose pixels are classes.
-        num_workers: threads; "auto": one per core.
+        src: the folder of images; it is only read.
+        dst: the folder of the copy: a new one, or one that was begun with the same settings.
+        short_side: in pixels; smaller images are copied as they are.
+        quality: the quality of JPEG and WebP files.
+        nearest: take the nearest pixel instead of an average; for masks, whose pixels are classes.
+        num_workers: the number of threads; "auto": one per core.
 
     Raises:
         UserError: see `vitmae.data.shrink.shrink_folder`.
@@ -45,7 +45,7 @@ def prepare(
 
     def report(done: int, total: int) -> None:
         nonlocal said
-        if time.monotonic() - said > _EVERY:
+        if time.monotonic() - said > _LOG_EVERY:
             said = time.monotonic()
             _log.info("%d of %d files, %.0f a second", done, total, done / (said - start))
 

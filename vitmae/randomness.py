@@ -1,12 +1,12 @@
 """Random numbers as a function of a key, not as a state.
 
 A key is a 64-bit integer folded from what identifies a draw: ``fold(seed, epoch, index, "mask")``. The same key
-gives the same numbers on every device, in every worker, on every rank and after every resume, so nothing has to
-be saved for a run to continue exactly, and the number of workers cannot change it.
+gives the same numbers on every device, in every worker, on every rank and after every resume. So a run resumes exactly
+without a saved state, and the number of workers cannot change it.
 
 The generator is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014)
-used as a counter: draw ``i`` of key ``k`` is ``mix(k + (i + 1) * GOLDEN)``. It is integer arithmetic modulo 2^64,
-which int64 tensors do exactly on every device.
+used as a counter: draw ``i`` of key ``k`` is ``mix(k + (i + 1) * GOLDEN)``. It needs integer arithmetic modulo 2^64
+only, which int64 tensors do exactly on every device.
 """
 
 from zlib import crc32
@@ -26,7 +26,7 @@ def _signed(value: int) -> int:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser on an int64 tensor of any shape; the shifts are made logical by masking."""
+    """SplitMix64's finaliser on an int64 tensor of any shape; a mask after each shift makes it logical."""
     bits = (bits ^ ((bits >> 30) & ((1 << 34) - 1))) * _signed(_MIX[0])
     bits = (bits ^ ((bits >> 27) & ((1 << 37) - 1))) * _signed(_MIX[1])
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
@@ -39,7 +39,7 @@ def _mix_int(bits: int) -> int:
     return bits ^ (bits >> 31)
 
 
-def _part(part: int | str) -> int:
+def _as_int(part: int | str) -> int:
     return crc32(part.encode()) | (1 << 40) if isinstance(part, str) else int(part)
 
 
@@ -47,22 +47,22 @@ def fold(*parts: int | str) -> int:
     """Fold what identifies a draw into one key (an int64); the order of the parts matters."""
     key = 0
     for part in parts:
-        key = _mix_int((key * 3 + _part(part) + _GOLDEN) & _MASK)
+        key = _mix_int((key * 3 + _as_int(part) + _GOLDEN) & _MASK)
     return _signed(key)
 
 
 def fold_each(keys: Tensor, *parts: int | str) -> Tensor:
     """Fold ``parts`` into each of many keys: int64 of any shape -> int64 of the same shape.
 
-    Equal to ``fold`` continued: ``fold_each(tensor(fold(a)), b) == fold(a, b)``.
+    The same as more parts of ``fold``: ``fold_each(tensor(fold(a)), b) == fold(a, b)``.
     """
     for part in parts:
-        keys = _mix(keys * 3 + _signed(_part(part) + _GOLDEN))
+        keys = _mix(keys * 3 + _signed(_as_int(part) + _GOLDEN))
     return keys
 
 
 def fold_indices(key: int, indices: Tensor) -> Tensor:
-    """One key per index: element i is ``fold`` of ``key`` continued with ``indices[i]`` (int64, any shape)."""
+    """One key per index: int64 of any shape -> the same shape; each index is one more part of ``fold``."""
     return _mix(indices + _signed(key * 3 + _GOLDEN))
 
 
@@ -74,15 +74,15 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU ``torch.Generator`` seeded by a key, for library functions that ask for one."""
+    """A CPU ``torch.Generator`` seeded by a key, for library functions that take one."""
     return torch.Generator().manual_seed(fold(*parts) & _MASK)
 
 
-def seed(key: int, device: torch.device) -> None:
-    """Seed torch's own generators of the CPU and of one device, for library functions that take none.
+def seed_torch(key: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of one device, for library functions that take no generator.
 
-    The same numbers as after ``torch.manual_seed``. That function also seeds every kind of device there might be; where
-    one is not in use it writes down the call stack for later instead, at each call: milliseconds, and never freed.
+    The numbers are the same as after ``torch.manual_seed``. That function also seeds all other kinds of devices; for
+    a kind that is not in use, each call stores its call stack for later, which takes milliseconds and is never freed.
     """
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""The optimisation recipe: parameter groups, the optimiser, and a schedule that moves every step.
+"""The optimisation recipe: parameter groups, the optimiser, and a learning-rate schedule per step.
 
 Recipes and their sources: https://arxiv.org/abs/2111.06377 (tables 8 to 11), https://arxiv.org/abs/2010.11929
 (tables 3 and 4).
@@ -20,10 +20,10 @@ from vitmae.errors import UserError
 from vitmae.limits import check_arguments
 
 WARMUP_SHARE = 0.05
-"""The papers' warm-up as a share of the run: 40 of 800 epochs (MAE, T8), 5 of 100 (T9)."""
+"""Warm-up as a share of the run: 40 of 800 and 5 of 100 epochs in https://arxiv.org/abs/2111.06377, tables 8 and 9."""
 
 _NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "latent")
-"""Positions and tokens: vectors that are added to the data, not matrices that multiply it."""
+"""Parameters without weight decay: positions and tokens are added to the data, they do not multiply it."""
 
 
 @check_arguments("model.optimizer")
@@ -32,15 +32,15 @@ class Recipe:
     """How to optimise an objective.
 
     Attributes:
-        name: an optimiser of timm's: adamw, sgd, lars, lamb, muon, …
+        name: the name of an optimiser in timm: adamw, sgd, lars, lamb, muon, …
         base_lr: the learning rate per 256 images; the peak is base_lr * effective batch / 256.
-        weight_decay: for matrices only; biases, norms, positions and tokens are not decayed.
-        betas: of Adam-like optimisers; None as the optimiser has them, and for those that have none.
-        momentum: of SGD-like optimisers; None as the optimiser has it, and for those that have none.
-        warmup_epochs: linear warm-up from 0, in epochs, stepped per iteration; None is 5 % of the run.
-        min_lr: where the cosine ends.
+        weight_decay: of matrices only; biases, norms, positions and tokens have none.
+        betas: of Adam-like optimisers; None: the optimiser's own default, or an optimiser without betas.
+        momentum: of SGD-like optimisers; None: the optimiser's own default, or an optimiser without momentum.
+        warmup_epochs: length of the linear warm-up from 0, which moves every step; None: 5 % of the run.
+        min_lr: the learning rate at the end of the cosine.
         layer_decay: the learning rate of layer i is scaled by layer_decay^(depth + 1 - i), i = 0 for the embeddings.
-        ema_decay: of an exponential moving average of the weights, see `vitmae.training.averaging`; None keeps none.
+        ema_decay: of an exponential moving average of the weights, see `vitmae.training.averaging`; None: no average.
     """
 
     name: str = "adamw"
@@ -54,19 +54,19 @@ class Recipe:
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
 
     def __post_init__(self) -> None:
-        """Say early which optimisers there are."""
+        """Refuse an unknown optimiser when the recipe is built, not when training starts."""
         if self.name not in list_optimizers():
-            raise UserError(f"model.optimizer.name={self.name}: timm has no such optimiser")
+            raise UserError(f"model.optimizer.name={self.name}: must be an optimiser of timm, such as adamw or sgd")
 
     def peak_lr(self, effective_batch: int) -> float:
-        """base_lr scaled linearly by the images per optimiser step."""
+        """The peak learning rate: base_lr * effective_batch / 256, with the images per optimiser step."""
         return self.base_lr * effective_batch / 256
 
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> int:
         """Warm-up in optimiser steps.
 
         Raises:
-            UserError: if it does not end before the run does.
+            UserError: the warm-up is not shorter than the run.
         """
         if self.warmup_epochs is None:
             return round(WARMUP_SHARE * total_steps)
@@ -74,7 +74,7 @@ class Recipe:
         if steps >= total_steps:
             raise UserError(
                 f"model.optimizer.warmup_epochs={self.warmup_epochs:g} is {steps} steps, but the whole run has "
-                f"{total_steps}: choose fewer, or null for 5 % of the run"
+                f"{total_steps}: set fewer epochs, or null for 5 % of the run"
             )
         return steps
 
@@ -86,17 +86,17 @@ def param_groups(
     layer_of: Callable[[str], int],
     num_layers: int,
 ) -> list[dict[str, Any]]:
-    """Sort trainable parameters by layer and by decay; each group carries the learning rate it gets.
+    """Group trainable parameters by layer and by weight decay, each group with its learning rate.
 
-    A group is what torch's optimisers take (params, lr, weight_decay), with its name for the table that is printed
+    A group is a dict for torch's optimisers (params, lr, weight_decay). Its name appears in the table that is printed
     at the start of a run.
 
     Args:
-        named_parameters: of the whole objective.
-        recipe: weight decay and layer decay.
+        named_parameters: those of the whole objective.
+        recipe: gives weight decay and layer decay.
         peak_lr: the learning rate of the last layer.
-        layer_of: 0 for embeddings … num_layers for the head.
-        num_layers: depth + 1 (https://arxiv.org/abs/2111.06377 and its published code).
+        layer_of: parameter name -> layer: 0 for embeddings, num_layers for the head.
+        num_layers: depth + 1, as in the published code of https://arxiv.org/abs/2111.06377.
     """
     # timm's param_groups_layer_decay does not fit: it needs a `group_matcher` of the whole objective, and its groups
     # have an `lr_scale`, which torch's optimisers ignore, instead of a learning rate
@@ -122,10 +122,10 @@ def param_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
-    """The optimiser of timm's of that name; AdamW is torch's own, fused: one pass over the parameters.
+    """The optimiser of the recipe: timm's of that name; for adamw torch's own, fused into one pass over the parameters.
 
     Raises:
-        UserError: if the optimiser has no such setting as the recipe gives.
+        UserError: the recipe sets betas or momentum, and the optimiser has none.
     """
     given = {"betas": recipe.betas, "momentum": recipe.momentum}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -137,12 +137,12 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
         optimizer = create_optimizer_v2(groups, opt=recipe.name, lr=groups[-1]["lr"], weight_decay=0.0, **settings)
     for name, value in given.items():
         if value is not None and name not in optimizer.param_groups[0]:
-            raise UserError(f"model.optimizer.{name} has no effect: {recipe.name} has no {name}, set it to null")
+            raise UserError(f"model.optimizer.{name} has no effect: {recipe.name} has no {name}; set it to null")
     return optimizer
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) -> float:
-    """The share of the peak learning rate at an optimiser step: linear from 0, then half a cosine down to `floor`."""
+    """The share of the peak learning rate at an optimiser step: linear from 0 to 1, then half a cosine to `floor`."""
     if step < warmup_steps:
         return step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
@@ -152,6 +152,6 @@ def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) 
 def build_schedule(
     optimizer: Optimizer, recipe: Recipe, peak_lr: float, warmup_steps: int, total_steps: int
 ) -> LambdaLR:
-    """A schedule per step; each group keeps its own scale, because the factor multiplies the group's own rate."""
+    """A schedule that moves every step; its factor multiplies each group's own learning rate."""
     floor = recipe.min_lr / peak_lr if peak_lr else 0.0
     return LambdaLR(optimizer, lambda step: cosine_factor(step, warmup_steps, total_steps, floor))

@@ -32,22 +32,31 @@ def reconstruct(
     runs: str = "runs",
     trust: Sequence[str] = (),
 ) -> None:
-    """Hide a part of each image, predict it, and write how well that went.
+    """Hide a part of each image, predict it, and write scores, errors and pictures.
 
-    ckpt, images, batch_size, num_workers, on_error, precision, device, runs and trust are those of
-    `vitmae.embed.embed`; the checkpoint's objective must be one that reconstructs. The others:
+    The objective of the checkpoint must be one that reconstructs, such as MAE.
 
-        out: a folder to be made.
-        mask: see `vitmae.trained.masks.read_mask`.
-        passes: how many masks hide each patch once, instead of `mask`.
-        panels: how many pictures to draw; None: of all images.
-        seed: of masks that are drawn.
+    Args:
+        ckpt: see `vitmae.trained.model.find_model`.
+        images: see `vitmae.trained.images.FolderImages`.
+        out: a new folder.
+        mask: what to hide, see `vitmae.trained.masks.read_mask`.
+        passes: instead of `mask`: this number of masks, which together hide each patch once.
+        panels: the number of pictures; None: one of each image.
+        batch_size: images per batch.
+        num_workers: processes that decode; 0: this process; "auto": one per core.
+        on_error: whether an image that cannot be read ends the command, or is left out.
+        seed: the seed of masks that are drawn.
+        precision: see `vitmae.trained.model.Model`.
+        device: where the model runs; None: the GPU, or the CPU on a machine without one.
+        runs: the folder in which ``ckpt=last`` looks for runs.
+        trust: full names of further classes that the checkpoint may build, see `vitmae.classes`.
 
     Raises:
         UserError: see `vitmae.trained.reconstruct_folder.reconstruct_folder`.
     """
     if mask is not None and passes is not None:
-        raise UserError(f"mask={mask} and passes={passes} exclude each other: passes hides each patch once")
+        raise UserError(f"mask={mask} and passes={passes} exclude each other: leave one out")
 
     from vitmae.trained.images import FolderImages
     from vitmae.trained.masks import read_mask

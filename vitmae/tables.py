@@ -7,8 +7,8 @@ Table = Sequence[Sequence[str]]
 
 
 def as_text(table: Table) -> str:
-    """Columns of equal width; no line is folded, so that a log without a terminal stays readable."""
-    from rich import box  # here, because most commands print no table
+    """The table with aligned columns; lines are never wrapped, so that a log stays readable."""
+    from rich import box  # here, because most commands print no table and start faster
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -21,6 +21,6 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """One line per row, each with its line break."""
+    """The table in Markdown: one line per row, each with a line break."""
     rows = ([cell.replace("|", "\\|") for cell in row] for row in (table[0], ["---"] * len(table[0]), *table[1:]))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

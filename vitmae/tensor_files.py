@@ -1,6 +1,6 @@
-"""Files from anywhere -> tensors and plain values. Nothing is ever unpickled but tensors and plain types.
+"""Files from anywhere -> tensors and plain values. Only tensors and plain types are ever unpickled.
 
-What a file is, its first bytes say, not its name.
+The first bytes of a file tell its format, not its name.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from torch.serialization import safe_globals
 from vitmae.errors import UserError, first_line
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".tar", ".safetensors", ".npz")
-"""How files of weights are usually named: a text that ends so is meant as a path."""
+"""The usual endings of files of weights: a text with such an ending is a path."""
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The content of a file of weights: safetensors, npz, or what torch.save wrote.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds objects that would have to be unpickled.
+        UserError: the file does not exist, is damaged, or holds pickled objects other than tensors and plain types.
     """
     try:
         with path.open("rb") as file:
@@ -44,10 +44,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file.
+    """The object that a JSON file holds.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: the file does not exist, is damaged, or holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except Exception as error:  # the library's own error derives from Exception alone
+    except Exception as error:  # SafetensorError derives from Exception directly
         raise _damaged(path, error) from error
 
 
@@ -85,11 +85,11 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Any]:
     try:
-        # the published MAE code keeps its arguments as a Namespace, which holds values and runs nothing
+        # checkpoints of the published MAE code hold their arguments as a Namespace: values only, no code
         with safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles that no torch.save wrote, which are refused in the next moment
+            warnings.simplefilter("ignore")  # about pickles that torch.save did not write; they are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that are no pickle, the reader fails in a dozen ways
+    except Exception as error:  # bytes that are not a pickle raise a dozen kinds of errors
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} is refused: it holds pickled code or objects ({unsafe[1]}), not only tensors; "
@@ -97,14 +97,14 @@ def _read_torch(path: Path) -> dict[str, Any]:
             ) from error
         if "weights_only" in str(error):
             raise UserError(
-                f"{path} is damaged or a pickle that torch.save did not write, and is refused: "
+                f"{path} is refused: it is damaged, or a pickle that torch.save did not write; "
                 "get it again, or as safetensors"
             ) from error
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no weights: a state_dict is wanted, not a {type(content).__name__}")
+        raise UserError(f"{path} holds no weights: it must be a state_dict, and is a {type(content).__name__}")
     return content
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged or no file of weights ({first_line(error)}): get it again")
+    return UserError(f"{path} is damaged or not a file of weights ({first_line(error)}): get it again")

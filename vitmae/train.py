@@ -1,8 +1,8 @@
-"""Train an objective: `python -m vitmae.train model=mae data=digits`; `--help` lists what there is to choose from.
+"""Train an objective: `python -m vitmae.train model=mae data=digits`; `--help` lists the choices.
 
-    settings -> data -> backbone -> objective -> fit -> where everything is
+    settings -> data -> backbone -> objective -> fit -> results
 
-The heavy imports are inside, so that `--help` and `--cfg job` answer at once.
+Heavy modules are imported inside the functions, so that `--help` and `--cfg job` answer at once.
 """
 
 import logging
@@ -15,8 +15,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vitmae.command import command, quoted, split_arguments, store_settings, trusted_names
-from vitmae.config import build, check_settings, plain, takes
+from vitmae.command import command
+from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
+from vitmae.config import build, check_settings, resolved, takes
 from vitmae.errors import UserError
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
@@ -29,17 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float:
-    """Run what the settings say, in the directory that Hydra made.
+    """Train as the settings say, in the directory that Hydra made.
 
     Returns:
-        The final value of what the objective is judged by, for a sweeper that optimises.
+        The final value of the metric that the objective monitors, for a sweeper that optimises it.
+
+    Raises:
+        UserError: a setting, the data or the checkpoint is wrong.
     """
     launch = current_launch()
-    if launch.rank > 0:  # what there is to say the first rank says
+    if launch.rank > 0:  # only the first rank prints
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.NOTSET if isinstance(handler, logging.FileHandler) else logging.ERROR)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
-    settings = plain(config)
+    settings = resolved(config)
     ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
     is_resumed = ckpt is not None and run.path in ckpt.parents
     is_requeued = run.start(launch, name=settings["name"], choices=settings["choices"], is_resumed=is_resumed)
@@ -74,7 +78,7 @@ def _train(
     check_settings(settings, homes={"": RunSettings, "checkpoint": Checkpoints})
     run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *overrides])
 
-    torch.manual_seed(settings["seed"])  # for the initial weights; all else draws from keys
+    torch.manual_seed(settings["seed"])  # for the initial weights; everything else is drawn from keys
     data = build(settings["data"])
     data.prepare()
     backbone = build(settings["backbone"])
@@ -105,7 +109,7 @@ def _train(
     }
     ema_decay = objective.optimizer.ema_decay
     callbacks = [
-        Accounting(settings, parts, overrides, _idle(settings, run, data, is_resumed=ckpt is not None)),
+        Accounting(settings, parts, overrides, _without_effect(settings, run, data, is_resumed=ckpt is not None)),
         Effects(run.path / "effects.txt"),
         *([WeightAverage(ema_decay)] if ema_decay is not None else []),
         LearnBaselines(),
@@ -128,47 +132,47 @@ def _train(
     metrics = run.summary().get("metrics", {}) | metrics
     run.record("finished", metrics=metrics)
     if launch.rank == 0:
-        _say_where(run, metrics)
+        _log_results(run, metrics)
     return metrics.get(objective.monitor[0], float("nan"))
 
 
 def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
-    """The model's settings with as many classes as the data has, where the objective has a head for them.
+    """The model's settings; an objective with classes and without a number gets that of the data.
 
     Raises:
-        UserError: if a given number does not hold the data's classes.
+        UserError: the given number is smaller than that of the data.
     """
     if not takes(model["_target_"], "num_classes"):
         return dict(model)
     given = model.get("num_classes")
     if given is not None and num_classes is not None and given < num_classes:
         raise UserError(
-            f"model.num_classes={given}, but the data has {num_classes} classes: raise it, or leave it null"
+            f"model.num_classes={given}, but the data has {num_classes} classes: must be ≥ {num_classes}, or null"
         )
     return {**model, "num_classes": num_classes if given is None else given}
 
 
-def _idle(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
-    """Settings that reach nothing in this run, since another part has no use for them, and why."""
-    idle = {}
+def _without_effect(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
+    """Settings that have no effect in this run, each with the reason and the remedy."""
+    without_effect = {}
     if is_resumed:
-        idle = dict.fromkeys(
-            ("model.weights", "backbone.weights", "weights_min_match"), "a resumed run has its weights: leave it out"
+        without_effect = dict.fromkeys(
+            ("model.weights", "backbone.weights", "weights_min_match"), "a resumed run loads its weights: leave it out"
         )
     elif settings["model"].get("weights") is None and settings["backbone"].get("weights") is None:
-        idle["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
+        without_effect["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
     if settings["name"] != (name := run.summary()["name"]):
-        idle["name"] = f"the run keeps its name, {name}: leave it out"
+        without_effect["name"] = f"the run already has the name {name}: leave it out"
     if data.num_classes is None:
-        idle["probe"] = "these images have no labels: leave it out"
-    return idle
+        without_effect["probe"] = "these images have no labels: leave it out"
+    return without_effect
 
 
 def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin with weights from elsewhere where `model.weights` or `backbone.weights` says so, and print what came of it.
+    """Load the weights that `model.weights` or `backbone.weights` names, if any, and print the report.
 
     Returns:
-        Where they are from and under which licence, for the checkpoints.
+        The origin of the weights and their licence, which the checkpoints record.
     """
     facts: dict[str, Any] = {}
     for part, module in (("model", objective), ("backbone", objective.backbone)):
@@ -181,8 +185,8 @@ def _load_weights(objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]
     return facts
 
 
-def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
-    """The last lines: how it went, and where to look."""
+def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
+    """Print the last lines of a run: its metrics and the places of its files."""
     titles = {
         "val/loss": "held-out loss",
         "val/loss_mean_patch": "  by the mean patch",
@@ -201,13 +205,17 @@ def _say_where(run: RunDirectory, metrics: Mapping[str, float]) -> None:
 
 
 def resume(arguments: list[str]) -> list[str]:
-    """Replace `ckpt=last|best|PATH` by the checkpoint it means, and the defaults by the settings of its run."""
+    """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run.
+
+    Raises:
+        UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
+    """
     flags, overrides = split_arguments(arguments)
     ckpt = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("ckpt=")]
     if not ckpt or ckpt[-1] in ("", "null"):
         return arguments
     if {"-m", "--multirun"} & set(flags):
-        raise UserError("ckpt= goes on with one run: it cannot be swept over with -m")
+        raise UserError("-m: ckpt= resumes one run, which cannot be swept: leave -m or ckpt= out")
     runs = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("runs=")]
     others = [override for override in overrides if not override.startswith("ckpt=")]
     resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), others, trusted_names(overrides))

@@ -15,7 +15,7 @@ from vitmae.backbones.backbone import use_fused_attention
 from vitmae.backbones.blocks import Block, SelfAttention, adopt_blocks, choose_kernels, read_tokens
 from vitmae.backbones.cpu_bf16 import Linear, linear, replace_linear_layers
 from vitmae.errors import UserError
-from vitmae.randomness import seed
+from vitmae.randomness import seed_torch
 from vitmae.tokens.patches import gather_tokens
 from vitmae.torch_internals import can_fuse_bias
 
@@ -245,7 +245,7 @@ def test_an_objective_learns_the_same_from_the_tokens_it_reads_as_from_all(kind,
         model = objective(kind, tiny_backbone(drop_path_rate=0.1)).double()
         model.normalize = lambda images, model=model: type(model).normalize(model, images).double()
         nn.init.normal_((model.decoder.pred if kind == "mae" else model.head).weight, std=0.1)
-        seed(7, torch.device("cpu"))
+        seed_torch(7, torch.device("cpu"))
         loss = model.measure(batch(model.backbone))["loss"]
         loss.backward()
         found.append([loss.detach(), *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])

@@ -5,7 +5,7 @@ import json
 import torch
 
 from vitmae.comparison.plan import SCRATCH, Design, Method, plan
-from vitmae.evaluation.scores import Score, write
+from vitmae.evaluation.scores import Score, write_scores
 
 DIGITS_BACKBONE = {
     "_target_": "vitmae.backbones.timm_vit.TimmViT",
@@ -59,9 +59,9 @@ def finish(job, accuracy=0.5, steps=10, best=None, split="test"):
                 Score("trained", "collapse", "avg", "RankMe", 7.0, 400),
             ]
         )
-        write(job.place, scores, {"split": split})
+        write_scores(job.place, scores, {"split": split})
         return
-    model = next(word.removeprefix("model=") for word in job.words if word.startswith("model="))
+    model = next(override.removeprefix("model=") for override in job.overrides if override.startswith("model="))
     (job.place / "figures").mkdir(parents=True)
     node = {"_target_": TARGETS[model], "optimizer": {"_target_": "vitmae.recipe.Recipe"}}
     node |= {"num_classes": None} if model == "vit" else {}
@@ -93,6 +93,6 @@ METHODS = {
 }
 
 
-def planned(folder, reach=(), **changed):
+def planned(folder, own_code=(), **changed):
     made = design(**changed)
-    return made, plan(made, [METHODS[name] for name in made.methods], folder, reach)
+    return made, plan(made, [METHODS[name] for name in made.methods], folder, own_code)

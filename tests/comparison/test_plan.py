@@ -44,35 +44,35 @@ def test_pretraining_sees_all_images_unless_it_needs_labels(tmp_path):
     share = "data.train_fraction=0.1"
     for row in rows(tmp_path):
         if row.pretrain:
-            assert (share in row.pretrain.words) == (row.method.name == "supervised")
+            assert (share in row.pretrain.overrides) == (row.method.name == "supervised")
         for job in (*row.finetunes, row.probes, *row.classifiers):
-            assert share in job.words
-            assert f"seed={row.seed}" in job.words
+            assert share in job.overrides
+            assert f"seed={row.seed}" in job.overrides
 
 
 def test_words_reach_the_jobs_that_they_are_for_and_no_others(tmp_path):
     for row in rows(tmp_path):
         trainings = [job for job in (row.pretrain, *row.finetunes) if job]
-        assert all("data=digits" in job.words for job in trainings)
-        assert ("trainer.max_epochs=7" in row.pretrain.words) if row.pretrain else row.method.name == "scratch"
+        assert all("data=digits" in job.overrides for job in trainings)
+        assert ("trainer.max_epochs=7" in row.pretrain.overrides) if row.pretrain else row.method.name == "scratch"
         for job in row.finetunes:
-            assert "trainer.max_epochs=7" not in job.words
-            assert "model.pool=avg" in job.words
-            assert (job.words[-1] == "model.pool=cls") == (row.method.name == "scratch"), "the last word wins"
-        assert all("limit=9" in job.words for job in (row.probes, *row.classifiers))
+            assert "trainer.max_epochs=7" not in job.overrides
+            assert "model.pool=avg" in job.overrides
+            assert (job.overrides[-1] == "model.pool=cls") == (row.method.name == "scratch"), "the last override wins"
+        assert all("limit=9" in job.overrides for job in (row.probes, *row.classifiers))
         if row.pretrain:
-            assert ("model.mask_ratio=0.6" in row.pretrain.words) == (row.method.name == "mae")
+            assert ("model.mask_ratio=0.6" in row.pretrain.overrides) == (row.method.name == "mae")
 
 
 def test_fine_tuning_and_probes_begin_with_what_was_pretrained(tmp_path):
     for row in rows(tmp_path):
         if row.pretrain:
-            assert f"backbone.weights={row.pretrain.place}" in row.finetunes[0].words
-            assert f"ckpt={row.pretrain.place}" in row.probes.words
+            assert f"backbone.weights={row.pretrain.place}" in row.finetunes[0].overrides
+            assert f"ckpt={row.pretrain.place}" in row.probes.overrides
         else:
-            assert not any("weights" in word for word in row.finetunes[0].words)
-            assert "encoder=untrained" in row.probes.words
-        assert [f"ckpt={job.place}" for job in row.finetunes] == [job.words[0] for job in row.classifiers]
+            assert not any("weights" in override for override in row.finetunes[0].overrides)
+            assert "encoder=untrained" in row.probes.overrides
+        assert [f"ckpt={job.place}" for job in row.finetunes] == [job.overrides[0] for job in row.classifiers]
 
 
 def test_no_two_jobs_share_a_place_and_another_setting_is_another_job(tmp_path):
@@ -90,7 +90,10 @@ def test_a_folder_may_be_moved(tmp_path):
 
 def test_each_candidate_rate_is_tried_by_each_method(tmp_path):
     for row in rows(tmp_path, base_lrs=[1e-3, 2e-3]):
-        rates = [[word for word in job.words if word.startswith("model.optimizer.base_lr=")] for job in row.finetunes]
+        rates = [
+            [override for override in job.overrides if override.startswith("model.optimizer.base_lr=")]
+            for job in row.finetunes
+        ]
         assert rates == [["model.optimizer.base_lr=0.001"], ["model.optimizer.base_lr=0.002"]]
 
 
@@ -101,9 +104,9 @@ def test_each_candidate_rate_is_tried_by_each_method(tmp_path):
         ({"base_lrs": [1e-3, 1e-3]}, "occurs twice"),
         ({"probes": ["knn", "knn"]}, "occurs twice"),
         ({"methods": ["mae", "mae"]}, "occurs twice"),
-        ({"finetune": ["model=mae"]}, "finetune=model=mae: a comparison sets that itself"),
-        ({"own": {"mae": ["seed=1"]}}, "mae=seed=1: a comparison sets that itself"),
-        ({"methods": ["scratch"]}, "has no mae: add it, or remove the words"),
+        ({"finetune": ["model=mae"]}, "finetune=model=mae: a comparison sets this itself"),
+        ({"own": {"mae": ["seed=1"]}}, "mae=seed=1: a comparison sets this itself"),
+        ({"methods": ["scratch"]}, "must contain mae: add it, or leave this out"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changed, said):
@@ -151,16 +154,16 @@ def test_jobs_of_existing_folders_keep_their_names(tmp_path):
 
 
 def test_a_users_own_folder_reaches_every_job_and_names_none(tmp_path):
-    reach = ("--config-dir=/home/me/mine", "trust=[mine.objective.Mine]")
+    own_code = ("--config-dir=/home/me/mine", "trust=[mine.objective.Mine]")
     here = jobs(tmp_path)
     there = [
         job
-        for row in planned(tmp_path, reach, **DESIGN)[1]
+        for row in planned(tmp_path, own_code, **DESIGN)[1]
         for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers)
         if job
     ]
     assert [job.place for job in here] == [job.place for job in there]
-    assert all(set(reach) <= set(job.arguments) and "--config-dir=/home/me/mine" in job.command for job in there)
+    assert all(set(own_code) <= set(job.arguments) and "--config-dir=/home/me/mine" in job.command for job in there)
 
 
 def test_a_command_is_what_one_would_type(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from tests.comparison.parts import finish, planned
 from vitmae.comparison.report import accuracy_table, commands, cost_table, write_report
-from vitmae.comparison.results import Key, cost, curve, gather
+from vitmae.comparison.results import Line, cost, curve, gather
 from vitmae.comparison.runner import best_classifier
 from vitmae.plots.reconstruction import reconstruction_figure
 from vitmae.probes.confidence import wilson_interval
@@ -27,7 +27,7 @@ def done(tmp_path):
 
 def test_a_cell_is_the_mean_over_seeds_with_its_deviation(done, tmp_path):
     results = gather(done[1], tmp_path)
-    cell = results.table[Key("fine-tuning", "avg")]["mae"]
+    cell = results.table[Line("fine-tuning", "avg")]["mae"]
     assert cell.mean == pytest.approx(0.75)
     assert cell.std == pytest.approx(0.0707, abs=1e-4)
     assert cell.interval == wilson_interval(0.75, 400), "seeds see the same test images: more seeds are no more images"
@@ -36,7 +36,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_deviation(done, tmp_path):
 
 def test_knn_counts_at_the_k_that_was_best_classifier(done, tmp_path):
     results = gather(done[1], tmp_path)
-    assert results.table[Key("knn", "avg")]["scratch"].per_seed == {0: 0.5, 1: 0.6}
+    assert results.table[Line("knn", "avg")]["scratch"].per_seed == {0: 0.5, 1: 0.6}
 
 
 def test_lines_come_in_order_and_monitors_without_accuracy_are_left_out(done, tmp_path):
@@ -118,7 +118,7 @@ def test_validation_images_are_not_called_test_images(tmp_path):
     for file in write_report(design, rows, gather(rows, tmp_path), tmp_path)[:2]:
         page = file.read_text()
         assert "400 validation images" in page
-        assert "too good" in page
+        assert "too high" in page
         assert "Test accuracy" not in page
         assert "data=folder" in page, "what all runs share"
 

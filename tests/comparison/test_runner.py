@@ -12,12 +12,12 @@ from vitmae.errors import UserError
 
 
 class Process:
-    """Stands for `python -m vitmae.<module> <words>`."""
+    """Stands for `python -m vitmae.<module> <overrides>`."""
 
-    def __init__(self, jobs, codes, started, words, stdout, **others):
-        self.job = next(job for job in jobs if str(job.place) in words[-1] or words[-1] == f"ckpt={job.place}")
+    def __init__(self, jobs, codes, started, overrides, stdout, **others):
+        self.job = next(job for job in jobs if str(job.place) in overrides[-1] or overrides[-1] == f"ckpt={job.place}")
         self.code = codes.get(self.job.stage, 0)
-        started.append((self.job.name, words[3:]))
+        started.append((self.job.name, overrides[3:]))
         if self.code == 0:
             finish(self.job, accuracy=0.7 if self.job.base_lr == 2e-3 else 0.5)
         else:
@@ -32,14 +32,16 @@ class Process:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Carry out a plan with stand-ins; returns (names of the jobs started, their words, failures)."""
+    """Carry out a plan with stand-ins; returns (names of the jobs started, their overrides, failures)."""
 
     def go(codes=(), **changed):
         _, rows = planned(tmp_path, **changed)
         jobs = [job for row in rows for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers) if job]
         started, failures = [], {}
         monkeypatch.setattr(
-            module.subprocess, "Popen", lambda words, **given: Process(jobs, dict(codes), started, words, **given)
+            module.subprocess,
+            "Popen",
+            lambda overrides, **given: Process(jobs, dict(codes), started, overrides, **given),
         )
         done = list(run_jobs(rows, tmp_path, failures))
         return rows, started, failures, done
@@ -97,14 +99,14 @@ def test_probes_of_the_untrained_encoder_wait_for_the_run_that_they_read(run):
 
 
 def test_a_job_that_was_killed_is_not_quoted(run):
-    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps because memory ran out"}
+    assert set(run({"pretrain": -9})[2].values()) == {"killed by SIGKILL, perhaps out of memory"}
 
 
 def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
     _, rows = planned(tmp_path)
     for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
         finish(job)
-    monkeypatch.setattr(module.subprocess, "Popen", lambda words, **given: pytest.fail("another job was started"))
+    monkeypatch.setattr(module.subprocess, "Popen", lambda overrides, **given: pytest.fail("another job was started"))
     with pytest.raises(Stopped):
         for _ in run_jobs(rows, tmp_path, {}):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -118,7 +120,7 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
                 finish(job)
     first = run_jobs(rows, tmp_path, {})
     next(first)
-    with pytest.raises(UserError, match="works there"):
+    with pytest.raises(UserError, match="still running there"):
         next(run_jobs(rows, tmp_path, {}))
     first.close()
     assert len(list(run_jobs(rows, tmp_path, {}))) == len(rows)
@@ -129,7 +131,7 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
     started = []
 
     class Sleeping(subprocess.Popen):
-        def __init__(self, words, **given):
+        def __init__(self, overrides, **given):
             super().__init__(["sleep", "60"], **given)
             started.append(self)
 
@@ -139,7 +141,7 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
     monkeypatch.setattr(module.subprocess, "Popen", Sleeping)
     with pytest.raises(KeyError):
         list(run_jobs(rows, tmp_path, {}))
-    with pytest.raises(UserError, match="outlived"):
+    with pytest.raises(UserError, match="one of its jobs is still running"):
         list(run_jobs(rows, tmp_path, {}))
     started[0].kill()
     super(Sleeping, started[0]).wait()
@@ -163,7 +165,7 @@ def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
 
 
 def test_a_begun_run_resumes(run, tmp_path):
-    _, rows = planned(tmp_path, reach=["trust=[mine.objective.Mine]"])
+    _, rows = planned(tmp_path, own_code=["trust=[mine.objective.Mine]"])
     begun = rows[0].finetunes[0].place
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "checkpoints" / "last.ckpt").touch()
@@ -171,8 +173,8 @@ def test_a_begun_run_resumes(run, tmp_path):
     lost.mkdir(parents=True)
     (lost / "train.log").write_text("no checkpoint yet")
     assert module._arguments(rows[0].finetunes[0]) == ["trust=[mine.objective.Mine]", f"ckpt={begun}"]
-    words = module._arguments(rows[1].pretrain)
-    assert words == rows[1].pretrain.arguments
+    overrides = module._arguments(rows[1].pretrain)
+    assert overrides == rows[1].pretrain.arguments
     assert not lost.exists()
     assert (lost.with_name(f"{lost.name}.stopped1") / "train.log").exists(), "nothing is lost"
 
@@ -187,7 +189,7 @@ def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch
     sent = []
 
     class Waiting:
-        def __init__(self, words, **given):
+        def __init__(self, overrides, **given):
             pass
 
         def wait(self):

@@ -53,4 +53,4 @@ def test_the_sets_that_need_no_file_are_ready(name):
     assert data.num_classes == {"digits": 10, "shapes": 8}[name]
     if name == "digits":
         header = next(file for file in FILES if file.stem == name).read_text()
-        assert f"{data.num_train:,} to train on, {data.num_val}" in header
+        assert f"{data.num_train:,} train, {data.num_val} validate" in header

@@ -101,7 +101,7 @@ def test_another_size_keeps_the_weights_and_interpolates_positions_only(run, cap
     saved = read_saved(run)
     with caplog.at_level("INFO"):
         larger = Model(saved, torch.device("cpu"), img_size=(12, 16))
-    assert "trained at 8 x 8, seen at 12 x 16" in caplog.text
+    assert "trained at 8 x 8, used at 12 x 16 pixels" in caplog.text
     assert larger.backbone.grid_size == (6, 8)
     ours, theirs = larger.objective.state_dict(), saved.state
     differing = {

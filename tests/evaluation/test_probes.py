@@ -124,7 +124,7 @@ def test_without_augmentation_the_augmented_probe_sees_the_cached_features(run, 
 
 
 def test_an_augmented_probe_trains_on_all_or_not_at_all(run, cache):
-    with pytest.raises(UserError, match="split=test and no limit"):
+    with pytest.raises(UserError, match="split=test and limit=null"):
         Linear(augment=True).run(probe_data(run, cache, scored="val"))
     scores = Linear(augment=True, **SHORT).run(probe_data(run, cache))
     assert len(scores) == 2

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from vitmae.errors import UserError
-from vitmae.evaluation.scores import Score, as_csv, as_table, read, write
+from vitmae.evaluation.scores import Score, as_csv, as_table, read_scores, write_scores
 from vitmae.tables import as_markdown, as_text
 
 SCORES = [
@@ -16,16 +16,16 @@ SCORES = [
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    files = write(tmp_path / "deep" / "scores.json", SCORES, {"split": "test"})
+    files = write_scores(tmp_path / "deep" / "scores.json", SCORES, {"split": "test"})
     assert [file.suffix for file in files] == [".json", ".md", ".csv"]
     assert all(file.is_file() for file in files)
-    assert read(files[0]) == (SCORES, {"split": "test"})
+    assert read_scores(files[0]) == (SCORES, {"split": "test"})
 
 
 def test_what_is_not_a_number_survives(tmp_path):
     broken = Score("trained", "collapse", "cls", "RankMe", math.nan, 40)
-    write(tmp_path / "scores.json", [broken], {})
-    (back,), _ = read(tmp_path / "scores.json")
+    write_scores(tmp_path / "scores.json", [broken], {})
+    (back,), _ = read_scores(tmp_path / "scores.json")
     assert math.isnan(back.value)
 
 
@@ -44,5 +44,5 @@ def test_a_table_shows_value_deviation_interval_and_number_of_images():
 @pytest.mark.parametrize("content", ["", "{}", '{"scores": [{"a": 1}]}'])
 def test_another_file_is_no_evaluation(tmp_path, content):
     (tmp_path / "scores.json").write_text(content)
-    with pytest.raises(UserError, match="is no evaluation"):
-        read(tmp_path / "scores.json")
+    with pytest.raises(UserError, match="is not an evaluation"):
+        read_scores(tmp_path / "scores.json")

@@ -14,7 +14,7 @@ def test_a_device_may_be_named_or_given():
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(UserError, match=f"device={device}: .*; leave it out, or take cpu"):
+    with pytest.raises(UserError, match=f"device={device}: .*; leave it out, or set device=cpu"):
         find_device(device)
 
 

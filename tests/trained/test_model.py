@@ -172,7 +172,7 @@ def test_only_a_classifier_predicts_and_only_a_trained_decoder_reconstructs(runs
         with pytest.raises(UserError, match="holds no classifier"):
             load(place).predict(pixels())
     for place in (tmp_path / "encoder", runs / "vit", runs / "masked_patch"):
-        with pytest.raises(UserError, match="without a trained decoder"):
+        with pytest.raises(UserError, match="no trained decoder"):
             load(place).reconstruct(pixels())
     with pytest.raises(UserError, match="no checkpoint, run directory or bundle"):
         load(tmp_path)

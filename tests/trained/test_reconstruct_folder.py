@@ -97,7 +97,9 @@ def test_the_oddest_image_is_the_first_picture(model, tmp_path, monkeypatch):
     from vitmae.trained import reconstruct_folder as reconstruction
 
     drawn = []
-    monkeypatch.setattr(reconstruction, "_draw", lambda model, folder, number, score, *_: drawn.append((number, score)))
+    monkeypatch.setattr(
+        reconstruction, "_save_panel", lambda model, folder, number, score, *_: drawn.append((number, score))
+    )
     image_folder(tmp_path / "photos")
     reconstruct(model, tmp_path, panels=3)
     scores = [float(row["score"]) for row in rows(tmp_path)]

@@ -1,1 +1,1 @@
-"""Methods x probes x seeds: `plan.py` says what is to be run, `carry_out.py` runs it, `report.py` writes the page."""
+"""Methods x probes x seeds: `plan.py` lists the jobs, `runner.py` runs them, `report.py` writes the page."""

@@ -1,11 +1,11 @@
-"""What a comparison consists of: training runs and evaluations, each one command line.
+"""The jobs of a comparison: training runs and evaluations, each of them one command line.
 
     for each seed   scratch             ────────────────►  fine-tune ► classifier on the test split
                     any other method    pre-train ► probes    └►   fine-tune ► classifier on the test split
 
-Pre-training sees all training images and no label, unless its objective learns from labels: then it sees the labelled
-share, as probes and fine-tuning do. From scratch, probes look at the untrained encoder. A job is named by its command
-line: the same line finds its result again, and another setting is another job.
+Pre-training sees all training images and no labels. If its objective learns from labels, it sees the labelled share
+only, as probes and fine-tuning do. From scratch, the probes score the untrained encoder. A job's name contains a hash
+of its command line: the same line finds its result again, and another setting makes another job.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from annotated_types import Ge, Gt, Le, MinLen
 from vitmae.errors import UserError
 
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]
-Command = Literal["train", "evaluate"]
+CommandName = Literal["train", "evaluate"]
 AccuracyProbe = Literal["knn", "linear", "logistic", "fewshot", "attentive"]
-"""Probes of a frozen encoder that give an accuracy, which is what a comparison shows."""
+"""Probes of a frozen encoder that give an accuracy: a comparison shows accuracies only."""
 
 _RESERVED = (
     "model",
@@ -38,31 +38,32 @@ _RESERVED = (
     "data.train_fraction",
     "hydra.run.dir",
 )
-"""Settings by which the jobs of a comparison differ: a user cannot set them."""
+"""Settings that the comparison itself sets for each job: a user cannot set them."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """What is compared: the settings of `vitmae.compare`.
+    """The design of a comparison: the settings of `vitmae.compare`.
 
     Attributes:
         out: the folder of the comparison.
         methods: the columns of the table: ``scratch``, or a choice of the group ``model`` that pre-trains;
-            ``supervised`` is pre-training with ``model=vit``.
-        seeds: each method runs with each.
+            ``supervised`` stands for pre-training with ``model=vit``.
+        seeds: each method runs with each of them.
         labels: the share of each class whose labels are used.
-        probes: of `vitmae.evaluate`, on the frozen encoder; may be empty.
+        probes: probes of the frozen encoder, see `vitmae.evaluate`; may be empty.
         base_lrs: candidates for the peak learning rate of fine-tuning, per 256 images; each method and seed uses the
-            one that is best on its validation images. Empty: the recipe's own.
-        train: words of `vitmae.train` for every run: data, backbone, trainer.
-        pretrain: words for every pre-training, after `train`.
-        own: by method, words for its pre-training, after `pretrain`; the command line writes them ``mae=[…]``.
-        finetune: words for every fine-tuning.
-        scratch: words for training from scratch, after `finetune`; the last word wins.
-        evaluate: words of `vitmae.evaluate` for every evaluation.
+            best one on its validation images. Empty: the one of the recipe.
+        train: overrides of `vitmae.train` for every run, such as those of data, backbone and trainer.
+        pretrain: overrides for every pre-training, after `train`.
+        own: method -> overrides for its pre-training, after `pretrain`; on the command line ``mae=[…]``.
+        finetune: overrides for every fine-tuning.
+        scratch: overrides for training from scratch, after `finetune`; the last one of a setting wins.
+        evaluate: overrides of `vitmae.evaluate` for every evaluation.
 
     Raises:
-        UserError: a value occurs twice, a word sets what the comparison sets, or `own` names no method.
+        UserError: a value occurs twice, an override sets what the comparison sets, or `own` names a method that is not
+            among `methods`.
     """
 
     out: str
@@ -85,14 +86,16 @@ class Design:
                 raise UserError(f"{name}={list(values)}: a value occurs twice: remove one")
         if unused := [name for name in self.own if name not in self.methods]:
             raise UserError(
-                f"{unused[0]}=[…]: methods={list(self.methods)} has no {unused[0]}: add it, or remove the words"
+                f"{unused[0]}=[…]: methods={list(self.methods)} must contain {unused[0]}: add it, or leave this out"
             )
         stages = {name: getattr(self, name) for name in ("train", "pretrain", "finetune", "scratch", "evaluate")}
-        for name, words in (stages | dict(self.own)).items():
-            for word in words:
-                if word.lstrip("+~").partition("=")[0] in _RESERVED:
+        for name, overrides in (stages | dict(self.own)).items():
+            for override in overrides:
+                if override.lstrip("+~").partition("=")[0] in _RESERVED:
                     setting = "" if name == "train" else f"{name}="
-                    raise UserError(f"{setting}{word}: a comparison sets that itself, see methods, seeds, labels, out")
+                    raise UserError(
+                        f"{setting}{override}: a comparison sets this itself, see methods, seeds, labels, out"
+                    )
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class Method:
 
     Attributes:
         name: as in `Design.methods`.
-        title: for people.
-        model: the choice of the group ``model`` that pre-trains; None from scratch.
+        title: its name in the report.
+        model: the choice of the group ``model`` for pre-training; None: from scratch.
         needs_labels: whether pre-training learns from labels.
     """
 
@@ -120,39 +123,39 @@ class Job:
     """One command line.
 
     Attributes:
-        method: the row's.
-        seed: of the run.
-        stage: what the job is for.
+        method: the name of the row's method.
+        seed: the seed of the row.
+        stage: the part of the row that the job is.
         command_name: `vitmae.train` or `vitmae.evaluate`.
-        words: the overrides that say what is computed; they name the job.
+        overrides: the settings of what is computed; the job's name contains their hash.
         place: the run's directory, or the JSON file of an evaluation.
-        reach: where the job finds what is the user's own: ``--config-dir=…``, ``trust=[…]``.
-        base_lr: the candidate that a fine-tuning tries; None: the recipe's own.
+        own_code: where the job finds the user's own YAML files and classes: ``--config-dir=…``, ``trust=[…]``.
+        base_lr: the learning rate that a fine-tuning tries; None: the one of the recipe.
     """
 
     method: str
     seed: int
     stage: Stage
-    command_name: Command
-    words: tuple[str, ...]
+    command_name: CommandName
+    overrides: tuple[str, ...]
     place: Path
-    reach: tuple[str, ...] = ()
+    own_code: tuple[str, ...] = ()
     base_lr: float | None = None
 
     @property
     def name(self) -> str:
-        """For people: ``mae, seed 0, finetune``."""
+        """The name in logs and reports: ``mae, seed 0, finetune``."""
         return f"{self.method}, seed {self.seed}, {self.stage}" + (f" at {self.base_lr:g}" if self.base_lr else "")
 
     @property
     def arguments(self) -> list[str]:
         """The whole command line after ``python -m vitmae.<command_name>``."""
         place = f"hydra.run.dir={self.place}" if self.command_name == "train" else f"out={self.place}"
-        return [*self.reach, *self.words, place]
+        return [*self.own_code, *self.overrides, place]
 
     @property
     def command(self) -> str:
-        """The exact command, as one would type it."""
+        """The exact command, as a user types it."""
         return shlex.join(["python", "-m", f"vitmae.{self.command_name}", *self.arguments])
 
 
@@ -162,12 +165,12 @@ class Row:
 
     Attributes:
         method: the method.
-        seed: of all its runs.
-        pretrain: None from scratch.
-        finetunes: one, or one for each candidate learning rate.
-        probes: of the frozen encoder; None if there are none.
-        classifiers: of each fine-tuning, the evaluation on the test split; only that of the fine-tuning that is best
-            on the validation images runs.
+        seed: the seed of all its jobs.
+        pretrain: the pre-training; None: from scratch.
+        finetunes: the fine-tunings: one, or one per candidate learning rate.
+        probes: the evaluation of the frozen encoder; None: the design has no probes.
+        classifiers: for each fine-tuning, its evaluation on the test split. Only one of them runs: that of the
+            fine-tuning that is best on the validation images.
     """
 
     method: Method
@@ -178,27 +181,29 @@ class Row:
     classifiers: tuple[Job, ...]
 
     def finetune_of(self, classifier: Job) -> Job:
-        """The fine-tuning that one of the classifiers evaluates."""
+        """The fine-tuning that an evaluation among `classifiers` scores."""
         return self.finetunes[self.classifiers.index(classifier)]
 
 
-def plan(design: Design, methods: Sequence[Method], folder: Path, reach: Sequence[str] = ()) -> list[Row]:
-    """All rows, seed by seed.
+def plan(design: Design, methods: Sequence[Method], folder: Path, own_code: Sequence[str] = ()) -> list[Row]:
+    """All rows of a comparison, seed by seed.
 
     Args:
         design: what is compared.
-        methods: those of the design, in its order.
-        folder: where runs and evaluations go.
-        reach: see `Job`.
+        methods: the methods of the design, in its order.
+        folder: the folder of the comparison.
+        own_code: see `Job`.
     """
-    return [_Planner(design, folder, tuple(reach), method, seed).row() for seed in design.seeds for method in methods]
+    return [
+        _Planner(design, folder, tuple(own_code), method, seed).row() for seed in design.seeds for method in methods
+    ]
 
 
 @dataclass(frozen=True)
 class _Planner:
     design: Design
     folder: Path
-    reach: tuple[str, ...]
+    own_code: tuple[str, ...]
     method: Method
     seed: int
 
@@ -208,8 +213,8 @@ class _Planner:
         finetunes = tuple(self.finetune(pretrain, rate) for rate in design.base_lrs or (None,))
         probes = None
         if design.probes:
-            words = [f"probe=[{','.join(design.probes)}]", *([] if pretrain else ["encoder=untrained"])]
-            probes = self.evaluation("probes", pretrain or finetunes[0], words)
+            overrides = [f"probe=[{','.join(design.probes)}]", *([] if pretrain else ["encoder=untrained"])]
+            probes = self.evaluation("probes", pretrain or finetunes[0], overrides)
         classifiers = tuple(self.evaluation("classifier", tuned, ["probe=[classifier]"]) for tuned in finetunes)
         return Row(self.method, self.seed, pretrain, finetunes, probes, classifiers)
 
@@ -228,18 +233,19 @@ class _Planner:
     def share(self) -> str:
         return f"data.train_fraction={self.design.labels:g}"
 
-    def training(self, stage: Stage, model: str, words: Sequence[str], base_lr: float | None = None) -> Job:
-        words = [f"model={model}", *self.design.train, f"seed={self.seed}", *words]
-        return self.job(stage, "train", words, base_lr)
+    def training(self, stage: Stage, model: str, overrides: Sequence[str], base_lr: float | None = None) -> Job:
+        overrides = [f"model={model}", *self.design.train, f"seed={self.seed}", *overrides]
+        return self.job(stage, "train", overrides, base_lr)
 
-    def evaluation(self, stage: Stage, of: Job, words: Sequence[str]) -> Job:
-        words = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *words, *self.design.evaluate]
-        return self.job(stage, "evaluate", words, of.base_lr)
+    def evaluation(self, stage: Stage, of: Job, overrides: Sequence[str]) -> Job:
+        overrides = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *overrides, *self.design.evaluate]
+        return self.job(stage, "evaluate", overrides, of.base_lr)
 
-    def job(self, stage: Stage, command_name: Command, words: Sequence[str], base_lr: float | None) -> Job:
-        movable = json.dumps([word.replace(f"{self.folder}/", "") for word in words])  # a folder may be moved
-        key = hashlib.sha256(movable.encode()).hexdigest()[:8]
+    def job(self, stage: Stage, command_name: CommandName, overrides: Sequence[str], base_lr: float | None) -> Job:
+        # the folder may be moved, so its path is no part of the name
+        relative = json.dumps([override.replace(f"{self.folder}/", "") for override in overrides])
+        key = hashlib.sha256(relative.encode()).hexdigest()[:8]
         name = f"{self.method.name}-seed{self.seed}-{stage}-{key}"
         place = self.folder / ("runs" if command_name == "train" else "evaluations")
         place /= name if command_name == "train" else f"{name}.json"
-        return Job(self.method.name, self.seed, stage, command_name, tuple(words), place, self.reach, base_lr)
+        return Job(self.method.name, self.seed, stage, command_name, tuple(overrides), place, self.own_code, base_lr)

@@ -1,4 +1,4 @@
-"""One page of a comparison: report.html, which needs nothing beside it, and the same as Markdown and CSV."""
+"""The report of a comparison: report.html, a page in one file, and the same as Markdown and CSV."""
 
 import base64
 import csv
@@ -18,31 +18,31 @@ from vitmae.comparison.runner import best_classifier
 from vitmae.plots.comparison import accuracy_figure, curves_figure
 from vitmae.tables import Table, as_markdown
 
-_STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+_STAGE_TITLES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 _INTERVAL = (
     "accuracy in per cent: mean ± standard deviation over seeds, and in brackets the 95 % interval of the mean "
-    "over the draw of the scored images (Wilson). From scratch, probes look at the untrained encoder."
+    "over the draw of the scored images (Wilson). From scratch, the probes score the untrained encoder."
 )
-_COST = "Cost of each row, mean over seeds; of fine-tunings, the best one"
-_HONEST = (
-    "Hyper-parameters, the k of kNN and the checkpoint were chosen on validation images, with all of their labels; the "
+_COST = "Cost of each row: mean over seeds, and only the best fine-tuning"
+_WITH_TEST = (
+    "Hyper-parameters, the k of kNN and the checkpoint were chosen on validation images, with all their labels. The "
     "test images score each chosen model once."
 )
 _WITHOUT_TEST = (
-    "There is no test split, so validation images are scored. Probes chose their hyper-parameters on a part of the "
-    "training images, but fine-tuning chose its checkpoint on the very images that score it: its accuracies are too "
-    "good. Numbers to quote need a test split."
+    "This set has no test split, so validation images are scored. Probes chose their hyper-parameters on a part of the "
+    "training images, but fine-tuning chose its checkpoint on the same images that score it, so its accuracies are too "
+    "high. To publish numbers, use a set with a test split."
 )
 
 
 def write_report(design: Design, rows: Sequence[Row], results: Results, folder: Path) -> list[Path]:
-    """Write the three files and return their paths.
+    """Write report.html, report.md and report.csv, and return their paths.
 
     Args:
-        design: what is compared.
+        design: the settings of the comparison.
         rows: the plan.
-        results: those so far.
-        folder: of the comparison.
+        results: the results so far.
+        folder: the folder of the comparison.
     """
     texts = {
         "report.html": _html(design, rows, results),
@@ -56,7 +56,7 @@ def write_report(design: Design, rows: Sequence[Row], results: Results, folder: 
 
 
 def accuracy_table(results: Results) -> Table:
-    """A header, and a line per probe: mean ± deviation (interval) for each method."""
+    """A header and one line per probe: mean ± standard deviation (95 % interval) of each method, in per cent."""
     lines = [["probe", *results.titles.values()]]
     for key, by_method in results.table.items():
         lines.append([key.label, *(_accuracy(by_method.get(method)) for method in results.titles)])
@@ -72,12 +72,12 @@ def _accuracy(cell: Cell | None) -> str:
 
 
 def cost_table(results: Results) -> Table:
-    """A header, and a line per method and stage, as means over seeds."""
+    """A header and one line per method and stage; images, FLOPs and time are means over seeds."""
     lines = [["run", "runs", "images seen", "PFLOP", "wall time", "trained parameters"]]
     for (method, stage), costs in results.costs.items():
         lines.append(
             [
-                f"{results.titles[method]}, {_STAGES[stage]}",
+                f"{results.titles[method]}, {_STAGE_TITLES[stage]}",
                 str(len(costs)),
                 f"{_mean(costs, 'images'):,.0f}",
                 f"{_mean(costs, 'flops') / 1e15:.3g}",
@@ -98,7 +98,7 @@ def _minutes(costs: Sequence[Cost]) -> str:
 
 
 def commands(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """(job, exact command) of every row; of its fine-tunings only the best, once it is known."""
+    """(job, exact command) of every row; once the best fine-tuning is known, only that one."""
     for row in rows:
         best = best_classifier(row)
         tuned = [row.finetune_of(best)] if best else row.finetunes
@@ -120,7 +120,7 @@ def _split(results: Results) -> str:
 
 
 def _explanation(results: Results) -> str:
-    return f"{_split(results).capitalize()} {_INTERVAL} {_WITHOUT_TEST if 'val' in results.splits else _HONEST}"
+    return f"{_split(results).capitalize()} {_INTERVAL} {_WITHOUT_TEST if 'val' in results.splits else _WITH_TEST}"
 
 
 def _markdown(design: Design, rows: Sequence[Row], results: Results) -> str:
@@ -188,7 +188,7 @@ def _html(design: Design, rows: Sequence[Row], results: Results) -> str:
 
 
 def _accuracies_as_html(results: Results) -> str:
-    """The table of accuracies with the best mean of each line in bold."""
+    """The accuracy table as HTML; the best mean of each line is bold."""
     table = accuracy_table(results)
     best = []
     for by_method in results.table.values():
@@ -223,7 +223,7 @@ def _by_seed(results: Results) -> dict[str, dict[str, list[float]]]:
 
 
 def _curves(results: Results) -> dict[str, dict[str, Sequence[Sequence[tuple[float, float]]]]]:
-    """By axis: the loss of each pre-training has a scale of its own; fine-tunings share an axis."""
+    """Axis title -> curves; each pre-training has its own axis for its loss, all fine-tunings share one."""
     axes: dict[str, dict[str, Sequence[Sequence[tuple[float, float]]]]] = {}
     for (method, stage), by_metric in results.curves.items():
         metric = "val/loss" if stage == "pretrain" else "val/acc1"

@@ -1,4 +1,4 @@
-"""The results of a comparison so far: scores, curves and what each run cost, read from the files of the runs."""
+"""The results of a comparison so far: scores, curves and costs, read from the files of its jobs."""
 
 import csv
 import json
@@ -12,20 +12,19 @@ from vitmae.classes import check_classes
 from vitmae.comparison.plan import Job, Row
 from vitmae.comparison.runner import best_classifier, is_done, seconds_of
 from vitmae.config import build
-from vitmae.evaluation import scores as scoring
-from vitmae.evaluation.scores import Score
+from vitmae.evaluation.scores import Score, read_scores
 from vitmae.probes.confidence import mean_std, wilson_interval
 from vitmae.tokens.patches import pair
 
 
 @dataclass(frozen=True)
-class Key:
-    """A line of the table.
+class Line:
+    """A line of the accuracy table.
 
     Attributes:
         probe: see `Score`; ``fine-tuning`` for the classifier.
         pooling: see `Score`; of the classifier, what its head reads.
-        shots: of the few-shot probe; None for the others.
+        shots: images per class of the few-shot probe; None for the others.
     """
 
     probe: str
@@ -34,7 +33,7 @@ class Key:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The line's name in the report."""
         name = {"knn": "kNN", "fewshot": f"{self.shots}-shot", "logistic": "logistic regression"}.get(
             self.probe, self.probe
         )
@@ -43,12 +42,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one line: what its seeds reached on the test images.
+    """One cell of the accuracy table: the results of one method on one line, on the scored images.
 
     Attributes:
-        per_seed: the accuracy of each seed that is done.
-        num_images: that were scored.
-        settings: what was chosen, for each seed.
+        per_seed: seed -> accuracy in [0, 1], for the seeds that are finished.
+        num_images: the number of scored images.
+        settings: seed -> the chosen hyper-parameters.
     """
 
     per_seed: Mapping[int, float]
@@ -57,17 +56,17 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return mean_std(list(self.per_seed.values()))[0]
 
     @property
     def std(self) -> float:
-        """Over seeds, n - 1 in the denominator; nan for one."""
+        """The standard deviation over seeds, n - 1 in the denominator; nan for one seed."""
         return mean_std(list(self.per_seed.values()))[1]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % (Wilson) of the mean, over the draw of the test images alone."""
+        """The 95 % interval (Wilson) of the mean, over the draw of the scored images only."""
         return wilson_interval(self.mean, self.num_images)
 
 
@@ -90,20 +89,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """What the finished jobs of a comparison say.
+    """The results of the finished jobs of a comparison.
 
     Attributes:
-        titles: by method, in the order of the columns.
-        table: by line and method.
-        costs: by method and stage, one for each seed that is done.
-        curves: by method and stage: metric -> for each seed, (epoch, value) pairs.
-        pictures: by method, a reconstruction panel of its first seed.
-        missing: names of the jobs that are not done.
-        splits: which images were scored: test, or val of a set that has no test split.
+        titles: method -> title, in the order of the columns.
+        table: line -> method -> cell.
+        costs: (method, stage) -> one cost per finished seed.
+        curves: (method, stage) -> metric -> for each seed, its (epoch, value) pairs.
+        pictures: method -> the file of a reconstruction panel, of its first seed.
+        missing: the names of the jobs that are not finished.
+        splits: the splits that were scored: test, or val if the set has no test split.
     """
 
     titles: Mapping[str, str]
-    table: Mapping[Key, Mapping[str, Cell]]
+    table: Mapping[Line, Mapping[str, Cell]]
     costs: Mapping[tuple[str, str], Sequence[Cost]]
     curves: Mapping[tuple[str, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]]
     pictures: Mapping[str, Path]
@@ -112,14 +111,14 @@ class Results:
 
 
 def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Results:
-    """Read the results of the jobs that are done.
+    """Read the results of the finished jobs.
 
     Args:
         rows: the plan.
-        folder: of the comparison.
-        trust: classes that the settings of its runs may build beside those of `vitmae.classes`.
+        folder: the folder of the comparison.
+        trust: full names of further classes that the settings of its runs may build, see `vitmae.classes`.
     """
-    found: dict[Key, dict[str, dict[int, Score]]] = {}
+    found: dict[Line, dict[str, dict[int, Score]]] = {}
     costs: dict[tuple[str, str], list[Cost]] = {}
     curves: dict[tuple[str, str], dict[str, list[Sequence[tuple[float, float]]]]] = {}
     pictures: dict[str, Path] = {}
@@ -129,10 +128,10 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
         method, best = row.method.name, best_classifier(row)
         for job in (row.probes, best):
             if job is not None and is_done(job):
-                scores, about = scoring.read(job.place)
+                scores, about = read_scores(job.place)
                 splits.add(about.get("split", "test"))
                 for score in scores:
-                    if (key := _line(score)) is not None:
+                    if (key := _line_of(score)) is not None:
                         found.setdefault(key, {}).setdefault(method, {})[row.seed] = score
         for run in (row.pretrain, row.finetune_of(best) if best else None):
             if run is not None and is_done(run):
@@ -149,19 +148,19 @@ def gather(rows: Sequence[Row], folder: Path, trust: Sequence[str] = ()) -> Resu
     return Results(titles, dict(sorted(table.items(), key=_order)), costs, curves, pictures, missing, frozenset(splits))
 
 
-def _line(score: Score) -> Key | None:
-    """The line that a score belongs to; of kNN only the k that the validation images chose."""
+def _line_of(score: Score) -> Line | None:
+    """The line that a score belongs to, if any; of kNN only the chosen k has one."""
     if score.metric != "accuracy" or (score.probe == "knn" and not score.is_chosen):
         return None
     if score.probe == "classifier":
-        return Key("fine-tuning", score.pooling)
-    return Key(score.probe, score.pooling, int(score.setting["shots"]) if score.probe == "fewshot" else None)
+        return Line("fine-tuning", score.pooling)
+    return Line(score.probe, score.pooling, int(score.setting["shots"]) if score.probe == "fewshot" else None)
 
 
 _LINES = ("knn", "linear", "logistic", "fewshot", "attentive", "fine-tuning")
 
 
-def _order(item: tuple[Key, object]) -> tuple[int, int, str]:
+def _order(item: tuple[Line, object]) -> tuple[int, int, str]:
     key = item[0]
     return _LINES.index(key.probe), key.shots or 0, key.pooling
 
@@ -175,7 +174,7 @@ def _cell(by_seed: Mapping[int, Score]) -> Cell:
 
 
 def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
-    """What a finished training run took; its FLOPs are counted on a model without memory."""
+    """The cost of a finished training run; its FLOPs are counted on a model without weights (torch's meta device)."""
     from omegaconf import OmegaConf
 
     from vitmae.models.objective import training_flops
@@ -200,16 +199,16 @@ def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
 
 
 def _num_classes(run: Path) -> int:
-    """Of a run whose settings left it to the data: the rows of its head, without reading the rest of the file."""
+    """The number of classes of a run that took it from the data: the rows of its head; reads no other tensor."""
     file = run / "checkpoints" / "last.ckpt"
-    if not file.is_file():  # deleted since, to make room: then the head counts for one class
+    if not file.is_file():  # deleted to free space: count the head as if it had one class
         return 1
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return len(content["state_dict"]["head.bias"])
 
 
 def curve(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """Held-out metrics of a run: name -> (epoch, value) pairs; epochs are counted from 1."""
+    """The validation metrics of a run: name -> (epoch, value) pairs; the first epoch is 1."""
     points: dict[str, list[tuple[float, float]]] = {}
     epoch = 0.0
     with open(run / "metrics.csv") as table:

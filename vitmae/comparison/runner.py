@@ -1,13 +1,13 @@
-"""Run the jobs of a comparison, each in its own process: finished jobs are skipped, begun training runs resume.
+"""Run the jobs of a comparison, each in its own process; skip finished jobs, resume interrupted training runs.
 
     folder/runs/<job>/            the run's directory
     folder/evaluations/<job>.json
     folder/logs/<job>-train.log   what the job printed; `-evaluate` for an evaluation
     folder/logs/<job>-train.json  its seconds, over all attempts
 
-A job that fails does not stop the others; those that need it are left out. An interruption is passed to the job that
-runs, which saves; the same command then resumes. If the comparison is killed, its job keeps running. So both hold the
-lock of the folder, and the next comparison there is refused instead of training the same run twice.
+A job that fails does not stop the others, but jobs that need it are left out. A signal to stop is sent on to the
+running job, which saves; the same command then resumes. If the comparison is killed, its job keeps running. So both
+hold the lock of the folder, and another comparison in this folder is refused while one of them runs.
 """
 
 import csv
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The comparison was interrupted; the job that ran has saved."""
+    """The comparison was interrupted; the job that was running has saved."""
 
 
 def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Iterator[Row]:
@@ -39,12 +39,12 @@ def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Ite
 
     Args:
         rows: the plan.
-        folder: of the comparison.
-        failures: filled in: by the name of its place, why a job failed, in one line.
+        folder: the folder of the comparison.
+        failures: is filled in: the name of a failed job's place -> the reason in one line.
 
     Raises:
-        Stopped: a signal asked to stop.
-        UserError: another process works in the folder.
+        Stopped: the process received a signal to stop.
+        UserError: another comparison is running in the folder.
     """
     count, total = 0, sum(len(_jobs(row)) + 1 for row in rows)
     with _Runner(folder, failures) as run:
@@ -61,12 +61,12 @@ def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Ite
 
 
 def _jobs(row: Row) -> list[Job]:
-    """All jobs but the evaluation on the test split: these decide which one that is."""
+    """All jobs of a row except the evaluation on the test split: which one that is depends on these."""
     return [job for job in (row.pretrain, *row.finetunes, row.probes) if job is not None]
 
 
 def _prerequisite(row: Row, job: Job) -> Job | None:
-    """The job that must be finished first: the pre-training; from scratch, the run whose fresh encoder is probed."""
+    """The job that must finish before: the pre-training; from scratch, the run whose untrained encoder is probed."""
     if row.pretrain is not None:
         return None if job is row.pretrain else row.pretrain
     return row.finetunes[0] if job is row.probes else None
@@ -80,7 +80,7 @@ def is_done(job: Job) -> bool:
 
 
 def best_classifier(row: Row) -> Job | None:
-    """The evaluation of the fine-tuning that is best on validation images, the first of equals; None before all end."""
+    """The evaluation of the best fine-tuning on validation images, the first of equals; None until all are finished."""
     if not all(is_done(job) for job in row.finetunes):
         return None
     accuracies = [best_accuracy(job) for job in row.finetunes]
@@ -88,13 +88,13 @@ def best_classifier(row: Row) -> Job | None:
 
 
 def best_accuracy(finetune: Job) -> float:
-    """The highest validation accuracy of a run, which is that of its `best.ckpt`."""
+    """The highest validation accuracy of a run, in [0, 1]; it is that of its `best.ckpt`."""
     with open(finetune.place / "metrics.csv") as table:
         return max((float(line["val/acc1"]) for line in csv.DictReader(table) if line.get("val/acc1")), default=0.0)
 
 
 def seconds_of(job: Job, folder: Path) -> float | None:
-    """Wall time of a job over all attempts; None if it never ran."""
+    """The wall time of a job in seconds, over all attempts; None if it never ran."""
     try:
         return float(json.loads(_record(job, folder).read_text())["seconds"])
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _record(job: Job, folder: Path) -> Path:
 
 
 class _Runner:
-    """Runs one job after another, and passes a request to stop to the one that runs."""
+    """Runs one job after another, and sends a signal to stop on to the running job."""
 
     def __init__(self, folder: Path, failures: dict[str, str]) -> None:
         self.folder, self.failures = folder, failures
@@ -121,12 +121,12 @@ class _Runner:
         except BlockingIOError:
             self.lock.close()
             raise UserError(
-                f"out={self.folder}: a comparison, or a job that outlived one, works there: wait, or stop it"
+                f"out={self.folder}: a comparison or one of its jobs is still running there: wait, or stop it"
             ) from None
         except OSError:  # a file system without locks
             _log.debug("%s cannot be locked", self.folder)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -147,14 +147,14 @@ class _Runner:
         if is_done(job):
             _log.info("%s %s: already finished", place, job.name)
             return
-        if self.stop_requested:  # between two jobs
+        if self.stop_requested:  # the signal came between two jobs
             raise Stopped
         _log.info("%s %s", place, job.name)
         log = _record(job, self.folder).with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with open(log, "ab") as output:
-            # its own session: Ctrl-C in a terminal reaches only this process, which passes it on once
+            # a new session: Ctrl-C in a terminal reaches only this process, which sends it on once
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"vitmae.{job.command_name}", *_arguments(job)],
                 stdout=output,
@@ -162,7 +162,7 @@ class _Runner:
                 start_new_session=True,
                 pass_fds=[self.lock.fileno()],
             )
-            if self.stop_requested:  # while it was being started
+            if self.stop_requested:  # the signal came while the job was starting
                 self._stop_job()
             code = self.process.wait()
         _add_seconds(_record(job, self.folder), time.perf_counter() - start)
@@ -174,24 +174,24 @@ class _Runner:
 
 
 def _reason(log: Path, code: int) -> str:
-    """Why a job failed: its last line, unless a signal killed it."""
+    """Why a job failed: the last line of its log, or the signal that killed it."""
     if code < 0:
-        cause = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+        cause = ", perhaps out of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{cause}"
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"ended with {code}"
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 
 def _arguments(job: Job) -> list[str]:
-    """The job's words; to resume a run that has a checkpoint, `ckpt=`."""
+    """The arguments of a job; for a run with a checkpoint, `ckpt=` and where its own code is."""
     if job.command_name == "evaluate" or not job.place.exists():
         return job.arguments
     if (job.place / "checkpoints" / "last.ckpt").exists():
-        return [*job.reach, f"ckpt={job.place}"]
+        return [*job.own_code, f"ckpt={job.place}"]
     number = 1
     while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
         number += 1
-    job.place.rename(aside)  # it stopped before its first checkpoint
+    job.place.rename(aside)  # it was interrupted before its first checkpoint
     return job.arguments
 
 

@@ -1,1 +1,1 @@
-"""A checkpoint, images and probes -> scores: what `vitmae.evaluate` does between its settings and its table."""
+"""A checkpoint, images and probes -> scores."""

@@ -1,4 +1,4 @@
-"""What is evaluated: whether checkpoint, images and probes fit each other, before time is spent."""
+"""The choice of split and probes, and the check that checkpoint, images and probes fit each other."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
 from vitmae.evaluation.feature_store import Split
-from vitmae.evaluation.probe_names import Probe
+from vitmae.evaluation.probe_name import ProbeName
 from vitmae.models.protocols import Classifies, declared, declares
 from vitmae.trained.model import Model
 from vitmae.weights.saved import Saved
@@ -15,63 +15,63 @@ _WITHOUT_LABELS = ("collapse", "dense")
 
 
 def require_same_channels(saved: Saved, data: ImageData) -> None:
-    """Refuse images of other channels than the checkpoint sees.
+    """Refuse images with another number of channels than the checkpoint was trained on.
 
     Raises:
-        UserError: they have others.
+        UserError: the numbers differ.
     """
     channels = saved.settings["backbone"]["in_chans"]
     if data.in_chans != channels:
         raise UserError(
-            f"data.in_chans={data.in_chans}, but {saved.path} sees images of {channels} channels: "
-            "leave data.in_chans out, and images are converted"
+            f"data.in_chans={data.in_chans}, but {saved.path} was trained on {channels} channels: "
+            "leave data.in_chans out to convert the images"
         )
 
 
 def choose_split(data: ImageData, split: Literal["val", "test"] | None) -> Split:
-    """The split that is scored: as asked, else test where there is one.
+    """The split that is scored: `split`, or test, or val if the set has no test split.
 
     Raises:
-        UserError: there is no test split.
+        UserError: `split` is test, and the set has no test split.
     """
     if split == "test" and not data.num_test:
-        raise UserError("split=test: this set has no test split: leave split out, and validation images are scored")
+        raise UserError("split=test: this set has no test split: leave split out to score validation images")
     return split or ("test" if data.num_test else "val")
 
 
 def choose_probes(
-    probe: Literal["all"] | Probe | Sequence[Probe],
+    probe: Literal["all"] | ProbeName | Sequence[ProbeName],
     data: ImageData,
     saved: Saved,
     *,
     most_logistic: int,
     encoder: Literal["trained", "untrained", "both"] = "trained",
-) -> list[Probe]:
+) -> list[ProbeName]:
     """The probes to run, each once.
 
     Args:
         probe: one, several, or ``all`` that fit.
-        data: prepared.
+        data: the images, prepared.
         saved: the checkpoint.
-        most_logistic: of more training images ``all`` leaves logistic regression out.
-        encoder: whose features; fresh weights have no classifier.
+        most_logistic: ``all`` leaves logistic regression out if the set has more training images.
+        encoder: the encoder that is evaluated; fresh weights have no classifier.
 
     Raises:
-        UserError: there are none, or one of them needs labels, masks or a trained head that is not there.
+        UserError: `probe` is empty, or a probe needs labels, masks or a trained head, which are missing.
     """
     if probe == "all":
-        labelled: list[Probe] = ["knn", "linear", "logistic", "fewshot", "attentive"]
+        labelled: list[ProbeName] = ["knn", "linear", "logistic", "fewshot", "attentive"]
         if data.num_train > most_logistic:
             labelled.remove("logistic")
         if declares(saved.objective_class, Classifies) and saved.is_full and encoder != "untrained":
             labelled.append("classifier")
-        dense: list[Probe] = ["dense"] if data.num_mask_classes is not None else []
+        dense: list[ProbeName] = ["dense"] if data.num_mask_classes is not None else []
         return [*(labelled if data.num_classes is not None else []), *dense, "collapse"]
-    names: list[Probe] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
+    names: list[ProbeName] = list(dict.fromkeys([probe] if isinstance(probe, str) else probe))  # type: ignore[list-item]
     if not names:
-        raise UserError("probe=[]: at least one is wanted, or all")
+        raise UserError("probe=[]: name at least one probe, or all")
     if "classifier" in names and encoder == "untrained":
-        raise UserError("probe=classifier with encoder=untrained: fresh weights have no classifier: leave one out")
+        raise UserError("probe=classifier with encoder=untrained: untrained weights have no classifier: leave one out")
     for name in names:
         if data.num_classes is None and name not in _WITHOUT_LABELS:
             raise UserError(
@@ -86,20 +86,20 @@ def choose_probes(
 
 
 def require_same_classes(model: Model, data: ImageData) -> Classifies:
-    """The model's objective as a classifier of the data's classes, in their order.
+    """The model's objective as a classifier, if it knows the data's classes in the same order.
 
     Args:
-        model: the checkpoint's.
-        data: prepared.
+        model: the model that is evaluated.
+        data: the images, prepared.
 
     Raises:
-        UserError: it has no trained classifier, or its classes are others or in another order.
+        UserError: the model has no trained classifier, or has other classes, or in another order.
     """
     classifier = declared(model.objective, Classifies)
     if classifier is None or not model.saved.is_full:
         raise UserError("probe=classifier: the checkpoint has no classifier: fine-tune it with model=vit")
     theirs, ours = model.class_names, data.class_names
-    if theirs is None and classifier.num_classes == data.num_classes:  # it does not say, and may know no better
+    if theirs is None and classifier.num_classes == data.num_classes:  # an old checkpoint has no names
         return classifier
     if theirs is None or ours is None or list(theirs) != list(ours):
         count, names = (classifier.num_classes, "") if theirs is None else (len(theirs), f" ({_first(theirs)})")

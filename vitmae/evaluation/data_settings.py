@@ -1,4 +1,4 @@
-"""Which images an evaluation sees: the run's own, or another set, at the checkpoint's size and channels."""
+"""The `data` settings of an evaluation: those of the run, or of another set at the checkpoint's size and channels."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,9 +16,9 @@ def _read(path: Path, trust: tuple[str, ...], written: int) -> Saved:
 
 
 def read_once(path: Path, trust: Sequence[str] = ()) -> Saved:
-    """Read a checkpoint, unless it is the one that was read last and its file has not changed since.
+    """Read a checkpoint, or return the last one again if its path is the same and its file has not changed.
 
-    A command line needs the data settings in it before Hydra composes, and the evaluation all of it afterwards.
+    `vitmae.evaluate` needs its data settings before Hydra composes, and its weights afterwards.
 
     Raises:
         UserError: see `vitmae.weights.saved.read_saved`.
@@ -30,11 +30,11 @@ def read_once(path: Path, trust: Sequence[str] = ()) -> Saved:
 def of_run(saved: Saved, trust: Sequence[str] = ()) -> dict[str, Any]:
     """The `data` settings that a checkpoint was trained with.
 
-    Its mean and deviation are given, so that nothing is measured: an encoder has its own anyway. The share that a
-    centre crop keeps is left as the run had it, so that images are seen as in the run's own validation.
+    Mean and standard deviation are filled in, so that nothing is measured; the encoder normalises with its own. The
+    centre crop stays that of the run, so that images are the same as in the run's validation.
 
     Raises:
-        UserError: it does not say, or it builds what a file may not (`vitmae.classes`).
+        UserError: the checkpoint has no such settings, or they build a class that is not allowed (`vitmae.classes`).
     """
     if "data" not in saved.settings:
         raise UserError(f"{saved.path} does not say what it was trained on: give data=<choice>")
@@ -46,16 +46,16 @@ def of_run(saved: Saved, trust: Sequence[str] = ()) -> dict[str, Any]:
         "in_chans": saved.settings["backbone"]["in_chans"],
         "crop_pct": saved.settings["data"].get("crop_pct"),
         "stats": {"mean": mean, "std": std},
-        "drop_last": False,  # a probe that is trained on augmented images trains on all of them
+        "drop_last": False,  # a probe that trains on augmented images uses all of them
     }
 
 
 def seen_as(data: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data` settings of another set, with the size, channels and statistics that a checkpoint was trained with.
+    """The `data` settings of another set, with the image size, channels and statistics of a checkpoint's training.
 
     Args:
-        data: of the other set.
-        trained: see `of_run`.
+        data: the settings of the other set.
+        trained: the settings of the training, see `of_run`.
     """
     same = {name: trained[name] for name in ("img_size", "in_chans", "crop_pct", "stats", "drop_last")}
     return {**data, **same}

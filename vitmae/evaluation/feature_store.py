@@ -1,4 +1,4 @@
-"""Features of a model, nothing hidden, made once and cached on disk.
+"""Features of images, from a model that sees all patches; computed once and cached on disk.
 
 Shapes: M images, D width, N patches.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitmae.data.datamodule import ImageData
 from vitmae.limits import check_arguments
-from vitmae.probes import feature_cache as store
+from vitmae.probes import feature_cache
 from vitmae.probes.features import Features
 from vitmae.trained.model import Model
 
@@ -21,15 +21,14 @@ Split = Literal["train", "val", "test"]
 
 
 class FeatureStore:
-    """Features of the splits of one set, made once and then read from the disk.
+    """The features of each split of a set, computed once and then read from disk.
 
     Args:
-        model: makes them.
-        data: prepared.
+        model: computes the features.
+        data: the images, prepared.
         root: the folder of all cached features.
-        limit: at most so many images of each split; None: all.
-        token_images: at most so many where patch tokens are kept, which take N times the space; None: all.
-
+        limit: the largest number of images per split; None: all.
+        token_images: the largest number of images for patch tokens, which take N times the space; None: all.
     """
 
     @check_arguments()
@@ -44,26 +43,26 @@ class FeatureStore:
     ) -> None:
         self.model, self.data, self.root = model, data, root
         self.limit, self.token_images = limit, token_images
-        self._weights = store.hash_weights(model.backbone)
+        self._weights = feature_cache.hash_weights(model.backbone)
         self._fingerprints: dict[tuple[Split, int | None], str] = {}
 
     def __call__(self, split: Split, patches: bool = False) -> Features:
-        """The features of a split, memory-mapped: (M, D) per pooling, with ``patches`` also (M, N, D)."""
+        """The features of a split, memory-mapped: (M, D) per pooling, with ``patches`` also patch tokens (M, N, D)."""
         limit = self._token_limit if patches else self.limit
         content = self._content(split, limit, patches)
-        if not patches:  # they may have been made together with the patch tokens of the same images
-            features = store.read(self.root, self._content(split, limit, True))
+        if not patches:  # the cache may hold them together with the patch tokens of the same images
+            features = feature_cache.read(self.root, self._content(split, limit, True))
             if features is not None:
                 return replace(features, patches=None)
         batches = self.data.evaluation_dataloader(split, limit)
-        return store.cached(self.root, content, lambda: self.model.features(batches, patches))
+        return feature_cache.cached(self.root, content, lambda: self.model.features(batches, patches))
 
-    def _content(self, split: Split, limit: int | None, patches: bool) -> store.Content:
+    def _content(self, split: Split, limit: int | None, patches: bool) -> feature_cache.Content:
         backbone, normalization = self.model.backbone, self.model.objective
-        if (split, limit) not in self._fingerprints:  # of a set in memory, a hash of all pixels
+        if (split, limit) not in self._fingerprints:  # slow: for a set in memory it is a hash of all pixels
             self._fingerprints[split, limit] = self.data.fingerprint(split, limit)
-        name = self.model.saved.settings["backbone"].get("name")  # of two that differ in what is no weight
-        return store.Content(
+        name = self.model.saved.settings["backbone"].get("name")  # equal weights are not yet an equal model
+        return feature_cache.Content(
             weights=self._weights,
             data=self._fingerprints[split, limit],
             transform=[backbone.img_size, normalization.mean.flatten().tolist(), normalization.std.flatten().tolist()],
@@ -71,7 +70,7 @@ class FeatureStore:
         )
 
     def masks(self, split: Split) -> Tensor:
-        """The class of every pixel of the images whose patch tokens are kept: (M, H, W) uint8.
+        """The class of every pixel, for the images of `token_images`: (M, H, W) uint8.
 
         Raises:
             UserError: the set has no masks.

@@ -1,4 +1,4 @@
-"""The images of an evaluation as a probe asks for them: to train on, to choose with, and to score.
+"""The images of an evaluation in three parts: to train a probe, to choose its hyper-parameters, to score it.
 
 Shapes: M images, B batch, P poolings, D width, N patches.
 """
@@ -14,19 +14,19 @@ from vitmae.probes import dense
 from vitmae.probes.features import Features, stratified_split
 from vitmae.trained.model import Model
 
-VAL_FRACTION = 0.1
-"""Of the training images, where it is the validation split that is scored."""
+VAL_SHARE_OF_TRAIN = 0.1
+"""The share of the training images that chooses hyper-parameters, if the validation split is scored."""
 
 
 class ProbeData:
-    """Training images, those that choose, and those that are scored; features are made when they are first asked for.
+    """Three sets of features: train, val (which chooses) and test (which is scored); computed at first use.
 
     Args:
         model: the frozen model.
-        store: its features.
-        images: prepared.
-        scored: ``test``, or ``val``: then a tenth of each class of the training images chooses.
-        seed: of that tenth, and of the probes.
+        store: the features of the model.
+        images: the images, prepared.
+        scored: ``test``, or ``val``; with ``val``, a tenth of each class of the training images chooses.
+        seed: the seed of that tenth and of the probes.
     """
 
     def __init__(self, model: Model, store: FeatureStore, images: ImageData, scored: Split, seed: int) -> None:
@@ -34,7 +34,7 @@ class ProbeData:
         self.device = model.device
 
     def features(self, patches: bool = False) -> tuple[Features, Features, Features]:
-        """(train, val, test)."""
+        """The features of (train, val, test); with ``patches`` also their patch tokens."""
         train, test = self.store("train", patches), self.store(self.scored, patches)
         ids = self._split(train.labels)
         if ids is None:
@@ -42,7 +42,7 @@ class ProbeData:
         return train.subset(ids[0]), train.subset(ids[1]), test
 
     def segmented(self) -> tuple[dense.SegmentedSet, dense.SegmentedSet, dense.SegmentedSet]:
-        """(train, val, test), with the class of each pixel."""
+        """The patch tokens of (train, val, test), with the class of each pixel."""
         train, val, test = self.features(patches=True)
         masks, scored = self.store.masks("train"), self.store.masks(self.scored)
         ids = self._split(self.store("train", patches=True).labels)
@@ -50,11 +50,20 @@ class ProbeData:
         return dense.SegmentedSet(train, fitted), dense.SegmentedSet(val, choosing), dense.SegmentedSet(test, scored)
 
     def _split(self, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None if self.scored == "test" else stratified_split(labels, VAL_FRACTION, self.seed, "evaluate")
+        return None if self.scored == "test" else stratified_split(labels, VAL_SHARE_OF_TRAIN, self.seed, "evaluate")
 
 
 class AugmentedFeatures:
-    """Batches of features of images that are cropped and flipped again in each epoch: (P, B, D), (B,)."""
+    """Batches of features of training images that are cropped and flipped again in each epoch.
+
+    Iterating gives (features (P, B, D), labels (B,)), `epochs` times as many batches as an epoch has.
+
+    Args:
+        data: the images and the model.
+        count: the number of training images.
+        batch_size: B.
+        epochs: passes over the training images.
+    """
 
     def __init__(self, data: ProbeData, count: int, batch_size: int, epochs: int) -> None:
         self.data, self.batch_size, self.epochs = data, batch_size, epochs

@@ -1,14 +1,14 @@
-"""The probes of `vitmae.evaluate` with their settings: each turns features into scores.
+"""The probes of `vitmae.evaluate` with their settings: features -> scores.
 
-    choose on ``val`` -> score on ``test``, once
+    train on ``train`` -> choose on ``val`` -> score on ``test``, once
 
-Each class is a section of conf/evaluate.yaml. What a probe computes is in `vitmae/probes/`.
+Each class is a section of conf/evaluate.yaml. The algorithms are in `vitmae/probes/`.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -35,21 +35,14 @@ def _require_room_after_warmup(probe: str, epochs: int, warmup_epochs: int) -> N
         raise UserError(f"{probe}.warmup_epochs={warmup_epochs}: must be < {probe}.epochs={epochs}")
 
 
-class Probe(Protocol):
-    """A section of the settings."""
-
-    def run(self, data: ProbeData) -> list[Score]:
-        """Choose and score."""
-
-
 @check_arguments("knn")
 @dataclass(frozen=True)
 class KNN:
-    """Nearest neighbours, see `vitmae.probes.knn`: every k is reported, and the best on the validation images marked.
+    """Nearest neighbours, see `vitmae.probes.knn`; every k is reported, the best on the validation images is marked.
 
     Attributes:
-        ks: how many neighbours vote; those above the training images are left out.
-        temperature: T of the weights exp(similarity / T).
+        ks: numbers of neighbours that vote; numbers above that of the training images are left out.
+        temperature: T in the weights exp(similarity / T).
     """
 
     ks: Counts = knn.KS
@@ -74,11 +67,11 @@ class Linear:
     """The linear probe of MAE, see `vitmae.probes.linear`.
 
     Attributes:
-        base_lrs: candidates, per 256 images; all are trained at once.
+        base_lrs: candidate learning rates, per 256 images; all heads are trained at once.
         epochs: passes over the training images.
         warmup_epochs: how many of them warm up.
         batch_size: clamped to the training images.
-        augment: encode each image in every epoch, cropped and flipped at random as `data` says. An epoch
+        augment: crop and flip each image at random in every epoch, as `data` says, and encode it again. Each epoch
             then costs a pass of the encoder.
     """
 
@@ -92,12 +85,16 @@ class Linear:
         _require_room_after_warmup("linear", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Train all heads, choose by pooling, and score the chosen."""
+        """Train all heads, choose one for each pooling, and score it.
+
+        Raises:
+            UserError: `augment` is set, but some training images are not used.
+        """
         train, val, test = data.features()
         batches = None
         if self.augment:
             if data.scored != "test" or data.store.limit is not None:
-                raise UserError("linear.augment=true trains on all training images: it needs split=test and no limit")
+                raise UserError("linear.augment=true trains on all training images: set split=test and limit=null")
             batches = AugmentedFeatures(data, len(train), min(self.batch_size, len(train)), self.epochs)
         results = linear.linear(
             train,
@@ -114,12 +111,12 @@ class Linear:
 @check_arguments("logistic")
 @dataclass(frozen=True)
 class Logistic:
-    """Logistic regression by scikit-learn, see `vitmae.probes.logistic`; its C is chosen on a part of the training set.
+    """Logistic regression by scikit-learn, see `vitmae.probes.logistic`; C is chosen on a part of the training images.
 
     Attributes:
         cs: candidates for the inverse strength of the penalty.
-        val_fraction: of the training images, which choose.
-        max_images: of a larger training set ``probe=all`` leaves this probe out.
+        val_fraction: the share of the training images that chooses C.
+        max_images: ``probe=all`` leaves this probe out if the set has more training images.
     """
 
     cs: Rates = logistic.CS
@@ -127,7 +124,7 @@ class Logistic:
     max_images: Annotated[int, Ge(0)] = 20_000
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Fit to the optimum."""
+        """Fit each C until it converges, choose one for each pooling, and score it."""
         train, _, test = data.features()
         results = logistic.logistic(train, test, cs=self.cs, val_fraction=self.val_fraction, seed=data.seed)
         return [of_probe(data.model.name, result) for result in results.values()]
@@ -139,9 +136,9 @@ class FewShot:
     """Closed-form ridge regression, see `vitmae.probes.fewshot`.
 
     Attributes:
-        shots: images per class; numbers that the smallest class does not have are left out.
-        seeds: one draw of shots each.
-        l2: the penalty.
+        shots: numbers of training images per class; numbers above that of the smallest class are left out.
+        seeds: each seed draws its own shots.
+        l2: the strength of the penalty.
     """
 
     shots: Counts = fewshot.SHOTS
@@ -149,18 +146,22 @@ class FewShot:
     l2: Annotated[float, Gt(0)] = fewshot.L2
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Solve for every number of shots and every draw."""
+        """Solve for every number of shots and every seed.
+
+        Raises:
+            UserError: the smallest class has fewer training images than all of `shots`.
+        """
         train, _, test = data.features()
         most = int(train.labels.unique(return_counts=True)[1].min())
         shots = [count for count in self.shots if count <= most]
         if not shots:
             raise UserError(
                 f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
-                "ask for as many, or raise data.train_fraction"
+                f"must be ≤ {most}, or raise data.train_fraction"
             )
         if left_out := sorted(set(self.shots) - set(shots)):
             _log.info(
-                "few-shot: %s shots are left out, the smallest class has %d training images",
+                "few-shot: %s shots are left out, because the smallest class has %d training images",
                 ", ".join(map(str, left_out)),
                 most,
             )
@@ -171,14 +172,14 @@ class FewShot:
 @check_arguments("attentive")
 @dataclass(frozen=True)
 class Attentive:
-    """One query that looks at the patch tokens, see `vitmae.probes.attentive`.
+    """A classifier on one query that attends to the patch tokens, see `vitmae.probes.attentive`.
 
     Attributes:
         base_lrs: candidates, per 256 images.
         epochs: passes over the training images.
         warmup_epochs: how many of them warm up.
         batch_size: clamped to the training images.
-        num_heads: of the attention; null: of width 64.
+        num_heads: heads of the attention; null: heads of width 64.
     """
 
     base_lrs: Rates = attentive.BASE_LRS
@@ -205,7 +206,7 @@ class Attentive:
 @check_arguments("dense")
 @dataclass(frozen=True)
 class Dense:
-    """Classes of pixels from patch tokens, see `vitmae.probes.dense`; for data with masks.
+    """Classifies pixels by patch tokens, see `vitmae.probes.dense`; for data with masks.
 
     Attributes:
         base_lrs: candidates, per 256 images.
@@ -247,10 +248,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class CollapseMonitors:
-    """RankMe and the spread of the features, see `vitmae.probes.collapse`; they need no labels."""
+    """RankMe and the standard deviation of the features, see `vitmae.probes.collapse`; no labels are needed."""
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Measure the images that are scored."""
+        """Measure the features of the scored images."""
         scores = []
         for pooling, vectors in data.store(data.scored).pooled.items():
             for metric, value in (("RankMe", collapse.rankme(vectors)), ("feature std", collapse.feature_std(vectors))):
@@ -260,10 +261,14 @@ class CollapseMonitors:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The model's own head, for a supervised or fine-tuned checkpoint: nothing is trained."""
+    """The trained head of a supervised or fine-tuned checkpoint; nothing is trained here."""
 
     def run(self, data: ProbeData) -> list[Score]:
-        """Classify the images that are scored."""
+        """Classify the scored images.
+
+        Raises:
+            UserError: see `vitmae.evaluation.choice.require_same_classes`.
+        """
         classifier = require_same_classes(data.model, data.images)
         predicted, labels = [], []
         for batch in data.images.evaluation_dataloader(data.scored, data.store.limit):

@@ -1,4 +1,4 @@
-"""What an evaluation says: one record per number, and a table of them."""
+"""The result of an evaluation: one record per number, written as JSON, Markdown and CSV."""
 
 import csv
 import io
@@ -15,26 +15,26 @@ from vitmae.probes.confidence import ProbeResult, mean_std
 from vitmae.tables import Table, as_markdown
 
 SHARES = ("accuracy", "mean IoU")
-"""Metrics that are shares, which a table shows in per cent."""
+"""Metrics in [0, 1], which a table shows in per cent."""
 COLUMNS = ("encoder", "probe", "pooling", "setting", "metric", "value", "95 %", "images")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number.
+    """One number of an evaluation.
 
     Attributes:
         encoder: "trained" or "untrained".
         probe: knn, linear, logistic, fewshot, attentive, dense, collapse or classifier.
-        pooling: cls, avg or patches; what the classifier's head reads.
+        pooling: cls, avg or patches; for the classifier, the pooling of its head.
         metric: accuracy, mean IoU, RankMe or feature std.
-        value: in [0, 1] for the first two.
-        interval: 95 %, where there is one.
-        num_images: that it was measured on.
-        setting: hyper-parameters behind it, fixed or chosen on the validation images.
-        validation: what each candidate reached there; empty where nothing was chosen.
-        per_seed: where several draws were made; a table shows their standard deviation.
-        is_chosen: of the candidates that are all reported, the one that is best on the validation images.
+        value: the number; in [0, 1] for accuracy and mean IoU.
+        interval: the 95 % interval; None: the metric has none.
+        num_images: the number of scored images.
+        setting: the hyper-parameters, fixed or chosen on the validation images.
+        validation: candidate -> its value on the validation images; empty if nothing was chosen.
+        per_seed: the value of each seed, if there are several; a table shows their standard deviation.
+        is_chosen: whether this is the best of several reported candidates on the validation images.
     """
 
     encoder: str
@@ -50,9 +50,9 @@ class Score:
     is_chosen: bool = False
 
     def cells(self) -> dict[str, str]:
-        """As text, by column."""
+        """Column -> text."""
         share = self.metric in SHARES
-        setting = next((f"{name} {value:g}" for name, value in self.setting.items()), "")  # the one that varies
+        setting = next((f"{name} {value:g}" for name, value in self.setting.items()), "")  # the first one varies
         value = f"{100 * self.value:.1f}" if share else f"{self.value:.4g}"
         if len(self.per_seed) > 1:
             value += f" ± {100 * mean_std(self.per_seed)[1]:.1f}"
@@ -72,7 +72,7 @@ class Score:
 
 
 def of_probe(encoder: str, result: ProbeResult, *, is_chosen: bool = False) -> Score:
-    """A probe's own record, as a score."""
+    """The score of a probe's result."""
     return Score(
         encoder,
         result.probe,
@@ -89,12 +89,12 @@ def of_probe(encoder: str, result: ProbeResult, *, is_chosen: bool = False) -> S
 
 
 def as_table(scores: Sequence[Score]) -> Table:
-    """A header, and a line per score."""
+    """A header and one line per score."""
     return [COLUMNS, *(list(score.cells().values()) for score in scores)]
 
 
 def as_csv(scores: Sequence[Score]) -> str:
-    """One line per score, numbers as they are."""
+    """One line per score, with unrounded numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("encoder", "probe", "pooling", "setting", "metric", "value", "low", "high", "images", "chosen"))
@@ -117,32 +117,34 @@ def as_csv(scores: Sequence[Score]) -> str:
     return text.getvalue()
 
 
-def write(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list[Path]:
+def write_scores(path: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> list[Path]:
     """Write scores as JSON, and beside it as Markdown and CSV.
 
     Args:
         path: the JSON file.
         scores: in the order of the table.
-        about: what else a reader needs to know, as plain values.
+        about: further facts for a reader, as plain values.
 
     Returns:
         The three files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**about, "scores": [_plain(score) for score in scores]}
+    # nan becomes null, because JSON has no nan
+    finite = [asdict(score) | {"value": score.value if math.isfinite(score.value) else None} for score in scores]
+    content = {**about, "scores": finite}
     texts = {".json": json.dumps(content, indent=2), ".md": as_markdown(as_table(scores)), ".csv": as_csv(scores)}
-    paths = [path.with_suffix(suffix) for suffix in reversed(texts)]  # the JSON file, which is looked for, last
+    paths = [path.with_suffix(suffix) for suffix in reversed(texts)]  # JSON last: it marks the end
     for file in paths:
         with atomic_write(file) as stream:
             stream.write(texts[file.suffix].encode())
     return paths[::-1]
 
 
-def read(path: Path) -> tuple[list[Score], dict[str, Any]]:
-    """What `write` has written: the scores, and what was said about them.
+def read_scores(path: Path) -> tuple[list[Score], dict[str, Any]]:
+    """(scores, about) of a JSON file that `write_scores` wrote.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: the file is something else.
     """
     try:
         content = json.loads(path.read_text())
@@ -158,10 +160,5 @@ def read(path: Path) -> tuple[list[Score], dict[str, Any]]:
             for score in content.pop("scores")
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no evaluation: {error}") from error
+        raise UserError(f"{path} is not an evaluation ({error}): remove it, and run the evaluation again") from error
     return scores, content
-
-
-def _plain(score: Score) -> dict[str, Any]:
-    """Without nan, which JSON does not have."""
-    return {**asdict(score), "value": score.value if math.isfinite(score.value) else None}

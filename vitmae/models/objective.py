@@ -19,7 +19,7 @@ from vitmae.backbones.backbone import Backbone
 from vitmae.backbones.blocks import Block, choose_kernels
 from vitmae.batch import Batch
 from vitmae.errors import UserError
-from vitmae.randomness import seed
+from vitmae.randomness import seed_torch
 from vitmae.recipe import Recipe, build_optimizer, build_schedule, param_groups
 
 
@@ -106,7 +106,7 @@ class Objective(LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; dropout, drop path and mixup draw from its key, so a resumed run draws the same."""
-        seed(batch.key, batch.images.device)
+        seed_torch(batch.key, batch.images.device)
         metrics = self.measure(batch)
         self.last_metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics["loss"]

@@ -1,1 +1,1 @@
-"""A trained model at work: `model.py` is what `vitmae.load` returns."""
+"""Trained models: `model.py` holds the class that `vitmae.load` returns."""

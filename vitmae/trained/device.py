@@ -1,4 +1,4 @@
-"""Where a trained model runs."""
+"""The device of a trained model."""
 
 import torch
 
@@ -6,14 +6,14 @@ from vitmae.errors import UserError, first_line
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device that a setting means; None is the GPU if there is one.
+    """The device that a setting names; None: the GPU, or the CPU on a machine without one.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without CUDA asserts
-        raise UserError(f"device={device}: {first_line(error)}; leave it out, or take cpu") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
+        raise UserError(f"device={device}: {first_line(error)}; leave it out, or set device=cpu") from error
     return found

@@ -1,11 +1,11 @@
-"""A folder's images -> a table of vectors on disk, in constant memory; a killed run is resumed.
+"""A folder's images -> a table of vectors on disk, in constant memory; the same call resumes a killed run.
 
-    out.parquet.parts/00000.parquet, ...   one finished chunk of images each
-    out.parquet.parts/about.json           what the chunks are made of: images, model, precision, …
-    out.parquet                            all of them, one row group each, when the last is there
+    out.parquet.parts/00000.parquet, ...   finished chunks of images
+    out.parquet.parts/about.json           what the chunks depend on: images, model, precision, …
+    out.parquet                            all chunks, one row group each, once the last is finished
 
 A chunk begins at the same image in every run and no batch crosses its end, so a resumed run writes the same bytes as
-one that was never killed.
+an uninterrupted one.
 
 Shapes: B images of a batch, D width.
 """
@@ -27,20 +27,20 @@ from vitmae.probes.feature_cache import hash_weights
 from vitmae.trained.images import FolderImages
 from vitmae.trained.model import Model, Pooling
 
-_CHUNK = 1024  # images, rounded to whole batches: a few MB of vectors, and the most that a resumed run computes again
-_SAMPLE = 1000  # files whose size and time tell whether a folder has changed
+_CHUNK = 1024  # images, rounded to whole batches; a resumed run computes at most one chunk again
+_SAMPLE = 1000  # number of files whose size and time are compared to see whether a folder has changed
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbeddedFolder:
-    """What was written.
+    """The result of `embed_folder`.
 
     Attributes:
-        count: images in the table.
+        count: number of images in the table.
         width: D.
-        unreadable: one line for each file that was left out; of those met in this run.
-        resumed: images whose vectors an earlier run had written.
+        unreadable: one line for each file that this run left out.
+        resumed: number of images that an earlier run had embedded.
     """
 
     count: int
@@ -58,28 +58,28 @@ def embed_folder(
     batch_size: int,
     num_workers: int | Literal["auto"],
 ) -> EmbeddedFolder:
-    """Write `path` and `vector` of every image.
+    """Write a table with `path` and `vector` of every image.
 
     Args:
         model: see `vitmae.load`.
         folder: the images, with the model's preprocessing.
         out: the table, a Parquet file.
         pooling: see `Model.encode`.
-        batch_size: images at once.
-        num_workers: processes that decode.
+        batch_size: images per batch.
+        num_workers: see `FolderImages.batches`.
 
     Raises:
-        UserError: the table is there already, cannot be written, or was begun with other images, another model,
-            precision or batch size, or an image cannot be read.
+        UserError: the table exists already or cannot be written; its chunks were made from other images, another
+            model, precision or batch size; an image cannot be read.
     """
     if out.exists():
-        raise UserError(f"out={out} is there already: remove it, or give another name")
+        raise UserError(f"out={out} is there already: remove it, or choose another name")
     parts = out.with_name(f"{out.name}.parts")
     _begin(parts, _about(model, folder, pooling, batch_size))
     chunk = batch_size * max(1, _CHUNK // batch_size)
     starts = range(0, len(folder), chunk)
     done = 0
-    while done < len(starts) and _part(parts, done).exists():
+    while done < len(starts) and _chunk_file(parts, done).exists():
         done += 1
     resumed = min(done * chunk, len(folder))
     if resumed:
@@ -95,7 +95,7 @@ def embed_folder(
         unreadable += batch.unreadable
         read += len(batch.numbers) + len(batch.unreadable)
         if read % chunk == 0 or read == len(folder):
-            with atomic_write(_part(parts, done)) as file:
+            with atomic_write(_chunk_file(parts, done)) as file:
                 pq.write_table(_table(names, vectors), file)
             names, vectors, done = [], [], done + 1
             _log.info("%d of %d images", read, len(folder))
@@ -105,7 +105,7 @@ def embed_folder(
 
 
 def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_size: int) -> dict[str, Any]:
-    """What a table is a function of."""
+    """All that a table depends on, as plain values."""
     sample = np.linspace(0, len(folder) - 1, min(len(folder), _SAMPLE)).astype(int).tolist()
     return {
         "images": folder.files.fingerprint(sample),
@@ -119,7 +119,7 @@ def _about(model: Model, folder: FolderImages, pooling: Pooling | None, batch_si
 
 
 def _begin(parts: Path, about: dict[str, Any]) -> None:
-    """Make the folder of chunks; one that is there must be of the same content."""
+    """Make the folder of chunks, or check that an existing one depends on the same things."""
     file = parts / "about.json"
     if file.exists():
         try:
@@ -128,7 +128,7 @@ def _begin(parts: Path, about: dict[str, Any]) -> None:
             raise UserError(f"{file} is damaged: remove {parts}") from error
         other = [name for name, value in about.items() if before.get(name) != value]
         if other:
-            raise UserError(f"{parts} was begun with another {other[0]}: remove it, or give another out=")
+            raise UserError(f"{parts} was begun with another {other[0]}: remove it, or choose another out=")
     else:
         make_folder(parts, f"out={parts.with_suffix('')}")
         with atomic_write(file) as handle:
@@ -136,7 +136,7 @@ def _begin(parts: Path, about: dict[str, Any]) -> None:
     remove_parts(parts)
 
 
-def _part(parts: Path, number: int) -> Path:
+def _chunk_file(parts: Path, number: int) -> Path:
     return parts / f"{number:05d}.parquet"
 
 
@@ -147,7 +147,7 @@ def _table(names: list[str], vectors: list[np.ndarray[Any, np.dtype[np.float32]]
     return pa.table({"path": pa.array(names, pa.string()), "vector": lists})
 
 
-def _read(part: Path) -> pa.Table:
+def _read_chunk(part: Path) -> pa.Table:
     try:
         return pq.read_table(part)
     except (pa.ArrowException, OSError) as error:
@@ -155,17 +155,17 @@ def _read(part: Path) -> pa.Table:
 
 
 def _join(parts: Path, number: int, out: Path) -> tuple[int, int]:
-    """Copy the chunks into one file, one at a time; how many vectors there are, and their width."""
-    tables = (_read(_part(parts, part)) for part in range(number))
+    """Copy the chunks into one file, one at a time; return the number of vectors and their width."""
+    tables = (_read_chunk(_chunk_file(parts, part)) for part in range(number))
     writer, count, width = None, 0, 0
     with atomic_replace(out) as file:
         for table in tables:
             if not len(table):
-                continue  # all of its images were unreadable
+                continue  # none of its images could be read
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
             count, width = count + len(table), table.schema.field("vector").type.list_size
         if writer is None:
-            raise UserError("none of the images can be read: see the lines above")
+            raise UserError("none of the images can be read: see the warnings above")
         writer.close()
     return count, width

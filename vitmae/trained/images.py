@@ -1,4 +1,4 @@
-"""Images of any kind -> uint8 tensors of a model's size, as evaluation sees them: one by one, or a folder's in batches.
+"""Images of any kind -> uint8 tensors of a model's image size, as in evaluation: one by one, or a folder in batches.
 
 Shapes: B images, C channels, h w the model's image size.
 """
@@ -24,19 +24,19 @@ from vitmae.tokens.patches import Size
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, or floats in [0, 1]."""
-Images = ImageLike | Sequence[ImageLike]
+ImagesLike = ImageLike | Sequence[ImageLike]
 """One image or several; an array (B, H, W, C) and a tensor (B, C, H, W) are several."""
 
-_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of PIL's
+_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # PIL's modes that PNG can hold
 
 
 class Preprocessing(NamedTuple):
-    """What happens to an image before the model: decoded, cropped at the centre and resized, exactly as in evaluation.
+    """The steps before the model, the same as in evaluation: decode an image, crop it at the centre, resize it.
 
     Attributes:
-        img_size: (h, w).
+        img_size: (h, w) in pixels.
         in_chans: C.
-        crop_pct: the share of an image's shorter side that is kept.
+        crop_pct: the share of an image's shorter side that the crop keeps.
     """
 
     img_size: Size
@@ -44,10 +44,10 @@ class Preprocessing(NamedTuple):
     crop_pct: float
 
     def __call__(self, image: ImageLike, name: str) -> Tensor:
-        """One image: (C, h, w) uint8.
+        """One image -> (C, h, w) uint8.
 
         Raises:
-            UserError: it cannot be read; the line begins with its name.
+            UserError: the image cannot be read; the message begins with `name`.
         """
         try:
             pixels = _pixels(image, self.in_chans, name)  # (height, width, C)
@@ -59,11 +59,11 @@ class Preprocessing(NamedTuple):
         return resize_box(torch.from_numpy(pixels).permute(2, 0, 1), box, self.img_size)
 
 
-def each(images: Images) -> list[tuple[str, ImageLike]]:
-    """Each image with what to call it.
+def named_images(images: ImagesLike) -> list[tuple[str, ImageLike]]:
+    """(name, image) of each image; the name is for error messages.
 
     Raises:
-        UserError: there is none.
+        UserError: the sequence is empty.
     """
     if isinstance(images, np.ndarray | Tensor):
         several: Sequence[ImageLike] = list(images) if images.ndim > 3 else [images]
@@ -78,7 +78,7 @@ def each(images: Images) -> list[tuple[str, ImageLike]]:
 
 
 def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
-    """(height, width, C) uint8 of one image; what is in memory goes the way of files, so that it looks the same."""
+    """One image -> (height, width, C) uint8; an image in memory is encoded and decoded, so that it equals its file."""
     if isinstance(image, str | Path):
         return decode(Path(image).expanduser().read_bytes(), in_chans, name)
     if isinstance(image, Tensor):
@@ -101,8 +101,8 @@ class FolderBatch(NamedTuple):
 
     Attributes:
         images: (B, C, h, w) uint8.
-        numbers: of each, which of the folder's files it is.
-        unreadable: one line for each file of the batch that was left out.
+        numbers: the number of each image's file in the folder.
+        unreadable: one line for each file of the batch that cannot be read.
     """
 
     images: Tensor
@@ -111,18 +111,18 @@ class FolderBatch(NamedTuple):
 
 
 class FolderImages:
-    """The image files of a folder, shown to a model.
+    """The image files of a folder, preprocessed for a model.
 
     Args:
-        images: a folder, whose subfolders are looked into; a glob; a text file with a path per line; or one image.
-        preprocess: what happens to each, see `Model.preprocess`.
-        skip_unreadable: leave out what cannot be read; otherwise it is an error.
+        images: a folder, with its subfolders; a glob; a text file with one path per line; or one image.
+        preprocess: the model's preprocessing, see `Model.preprocess`.
+        skip_unreadable: leave out files that cannot be read; otherwise they are an error.
 
     Attributes:
-        files: in a fixed order, that of their names in a folder.
+        files: the files in a fixed order; those of a folder are sorted by name.
 
     Raises:
-        UserError: there is no image.
+        UserError: no image is found.
     """
 
     def __init__(self, images: str, preprocess: Preprocessing, skip_unreadable: bool) -> None:
@@ -137,19 +137,19 @@ class FolderImages:
         return self.files.name(number)
 
     def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[FolderBatch]:
-        """All images from the `first` on, in their order.
+        """Batches of all images from number `first` on, in order.
 
         Args:
-            batch_size: images at once.
-            num_workers: processes that decode; 0: this one does; "auto": as many as there are cores.
-            first: where to begin.
+            batch_size: images per batch.
+            num_workers: processes that decode; 0: this process; "auto": one per core.
+            first: the number of the first image.
         """
         requests = OrderedRequests(len(self) - first, batch_size)
         yield from Loader(_FolderReader(self, first), requests, workers_for(num_workers, 1), pin_memory=False)
 
 
 class _FolderReader:
-    """Makes batches of a folder's images, from the `first` on."""
+    """Makes batches of a folder's images, from number `first` on."""
 
     def __init__(self, folder: FolderImages, first: int) -> None:
         self.folder, self.first = folder, first

@@ -1,7 +1,7 @@
 """What a vision transformer has learned: filters, positions, attention.
 
-The pictures are those of https://arxiv.org/abs/2010.11929, figures 6, 7 and 11. Pure tensor functions, and one that
-runs a backbone to get its attention.
+The pictures are those of https://arxiv.org/abs/2010.11929, figures 6, 7 and 11. All are pure tensor
+functions, except `attention_maps`, which runs a backbone.
 
 Shapes: B images, L blocks, h heads, T tokens, N = grid_h * grid_w patches, C channels, D width.
 """
@@ -19,7 +19,7 @@ from vitmae.tokens.patches import Size
 def patch_filters(weight: Tensor, count: int = 28) -> Tensor:
     """Principal components of a patch projection as pictures: (D, C, ph, pw) -> (count, C, ph, pw) in [0, 1].
 
-    Each is scaled by itself, with 0 at 0.5; the first explain most of what the projection tells apart.
+    Each is scaled separately, with 0 at 0.5; the first ones explain the most variance of the projection.
     """
     flat = weight.detach().float().flatten(1)  # (D, P)
     components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]  # (count, P)
@@ -37,9 +37,9 @@ def position_similarity(positions: Tensor, grid_size: Size) -> Tensor:
 def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
     """Every attention weight of every block: normalised images (B, C, H, W) -> (L, B, h, T, T); rows sum to 1.
 
-    The memory is that of L * B * h * T^2 numbers: a few images at once.
+    The result holds L * B * h * T^2 numbers, so pass a few images at a time.
     """
-    # timm's AttentionExtract gives the same numbers, but leaves its hooks in the model, and its fx way cannot trace it
+    # timm's AttentionExtract gives the same numbers, but leaves its hooks in the model; its fx mode cannot trace it
     maps: list[Tensor] = []
 
     def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -48,7 +48,7 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
     attentions: list[Any] = [block.attn for block in backbone.vit.blocks]  # type: ignore[union-attr]
     fused = [attention.fused_attn for attention in attentions]
     hooks = [attention.attn_drop.register_forward_hook(keep) for attention in attentions]
-    use_fused_attention(backbone, False)  # the fused kernel keeps its weights to itself
+    use_fused_attention(backbone, False)  # the fused kernel does not return its weights
     try:
         backbone(images)
     finally:
@@ -61,8 +61,8 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
 def attention_distance(maps: Tensor, grid_size: Size, patch_size: Size) -> Tensor:
     """How far each head looks, in pixels: (L, B, h, T, T) -> (L, h).
 
-    The distance between the middles of two patches, weighted by attention, averaged over patches and images;
-    attention to prefix tokens, which are nowhere, is left out.
+    The mean distance between the centres of two patches, weighted by attention, over patches and images. Attention to
+    prefix tokens, which have no place in the image, is left out.
     """
     rows, columns = torch.meshgrid(torch.arange(grid_size[0]), torch.arange(grid_size[1]), indexing="ij")
     places = torch.stack([rows.flatten() * patch_size[0], columns.flatten() * patch_size[1]], dim=1).float()
@@ -73,10 +73,10 @@ def attention_distance(maps: Tensor, grid_size: Size, patch_size: Size) -> Tenso
 
 
 def attention_rollout(maps: Tensor, grid_size: Size) -> Tensor:
-    """How much each patch of the input has gone into the output: (L, B, h, T, T) -> (B, grid_h, grid_w), summing to 1.
+    """How much each input patch contributes to the output: (L, B, h, T, T) -> (B, grid_h, grid_w), summing to 1.
 
-    Heads averaged, each block mixed half and half with its residual, and all multiplied
-    (https://arxiv.org/abs/2005.00928). The output is CLS, or where there is none the mean of the patches.
+    Attention rollout (https://arxiv.org/abs/2005.00928): average over heads, mix each block half and half with its
+    residual, multiply all blocks. The output is CLS, or the mean of the patches for a backbone without CLS.
     """
     num_patches = grid_size[0] * grid_size[1]
     tokens = maps.shape[-1]

@@ -1,4 +1,4 @@
-"""What a user wants hidden -> which patches are: a ratio, a kind, a mask of their own, or the file of a picture.
+"""A mask as a user gives it -> hidden patches: a ratio, a kind, a mask of the user's own, or the file of a picture.
 
 Shapes: B images, H W image, N = grid_h * grid_w patches.
 """
@@ -13,18 +13,20 @@ from torch import Tensor
 from vitmae.data.crops import central_boxes, resize_mask
 from vitmae.data.decode import UnreadableImage, decode
 from vitmae.errors import UserError
+from vitmae.models.protocols import Reconstructs
+from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.tokens.patches import Size
 from vitmae.trained.images import Preprocessing
 
 MaskLike = float | Literal["random", "block", "grid"] | np.ndarray[Any, Any] | Tensor | None
-"""A ratio; a kind, at the ratio of the training; or one's own, True where hidden, for the patches (grid_h, grid_w) or
-the pixels (H, W), one for all images or one each; None: as in training."""
+"""A ratio; a kind, at the ratio of the training; or a mask of the user's own, True where hidden, of patches
+(grid_h, grid_w) or pixels (H, W), one for all images or one each; None: as in training."""
 
 
 def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
-    """Which patches a mask hides: of patches (grid_h, grid_w) or pixels (H, W), or (B, …) -> (1 or B, grid_h, grid_w).
+    """Patches (grid_h, grid_w) or pixels (H, W), or (B, …) of them -> hidden patches (1 or B, grid_h, grid_w).
 
-    A patch is hidden if any of its pixels is.
+    A patch is hidden if any of its pixels is hidden.
 
     Raises:
         UserError: the mask has another size.
@@ -34,18 +36,46 @@ def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
         return planes
     if planes.ndim != 3 or planes.shape[1:] != img_size:
         shapes = f"{grid_size} for patches or {img_size} for pixels"
-        raise UserError(f"the mask has shape {tuple(mask.shape)}: it must have {shapes}")
+        raise UserError(f"the mask has shape {tuple(mask.shape)}: must be {shapes}")
     cells = planes.unflatten(1, (grid_size[0], -1)).unflatten(3, (grid_size[1], -1))  # (B, grid_h, ph, grid_w, pw)
     return cells.any(dim=4).any(dim=2)
 
 
-def read_mask(mask: float | str | None, preprocess: Preprocessing, grid_size: Size) -> MaskLike:
-    """A mask as a setting gives it: a ratio, a kind, or the path of a picture, which hides where it is bright.
+def hidden_patches(mask: MaskLike, keys: Tensor, objective: Reconstructs, img_size: Size, grid_size: Size) -> Mask:
+    """The hidden patches (B, N) that a mask stands for.
 
-    A picture is cropped and resized as the images are, so it may be drawn on one of them.
+    Args:
+        mask: as the user gives it.
+        keys: one random key per image (B,), for masks that are drawn.
+        objective: draws masks by ratio and kind.
+        img_size: (H, W).
+        grid_size: (grid_h, grid_w).
 
     Raises:
-        UserError: it is none of these, or the picture cannot be read.
+        UserError: the ratio is not in [0, 1], the kind does not exist, or the mask has another size.
+    """
+    if mask is None or isinstance(mask, str | float | int):
+        ratio = None if mask is None or isinstance(mask, str) else float(mask)
+        kind = None if mask is None else mask if isinstance(mask, str) else "random"
+        if kind not in (None, "random", "block", "grid"):
+            raise UserError(f"mask={kind}: must be a ratio, one of random, block, grid, or a mask of your own")
+        if ratio is not None and not 0 <= ratio <= 1:  # also true of nan
+            raise UserError(f"mask={mask}: must be a ratio between 0 and 1")
+        try:
+            return objective.draw_mask(keys, ratio, kind)
+        except UserError as error:
+            raise UserError(str(error).replace("model.mask_ratio=", "mask=")) from error
+    planes = patch_mask(torch.as_tensor(mask) > 0, img_size, grid_size)
+    return mask_from_tensor(planes.expand(len(keys), -1, -1))
+
+
+def read_mask(mask: float | str | None, preprocess: Preprocessing, grid_size: Size) -> MaskLike:
+    """The mask that a setting names: a ratio, a kind, or the path of a picture, which hides where it is bright.
+
+    A picture is cropped and resized like the images, so it may be painted over one of them.
+
+    Raises:
+        UserError: the setting is something else, or the picture cannot be read.
     """
     if mask is None or not isinstance(mask, str) or mask in ("random", "block", "grid"):
         return mask  # type: ignore[return-value]

@@ -2,8 +2,8 @@
 
     image (path, PIL image, array, tensor) -> crop and resize as in evaluation -> normalise as in training -> model
 
-Nothing is masked and nothing is random but the mask that `reconstruct` is asked for. Probes see a checkpoint through
-the same class, so what they score is what a user gets.
+Nothing is masked and nothing is random, except in `reconstruct`. Probes use the same class, so they score the features
+that a user gets.
 
 Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patches, D width, K classes.
 """
@@ -25,11 +25,11 @@ from vitmae.probes.features import Features, extract_batches
 from vitmae.randomness import fold, fold_indices
 from vitmae.runs.preflight import resolve_precision
 from vitmae.runs.resume import find_checkpoint
-from vitmae.tokens.masking import Mask, mask_from_tensor
+from vitmae.tokens.masking import Mask
 from vitmae.tokens.patches import Size
 from vitmae.trained.device import find_device
-from vitmae.trained.images import Images, Preprocessing, each
-from vitmae.trained.masks import MaskLike, patch_mask
+from vitmae.trained.images import ImagesLike, Preprocessing, named_images
+from vitmae.trained.masks import MaskLike, hidden_patches
 from vitmae.trained.reconstruction import Reconstruction
 from vitmae.weights.load import load_weights
 from vitmae.weights.read import local
@@ -42,29 +42,29 @@ _log = logging.getLogger(__name__)
 
 
 class Model:
-    """A trained model, frozen; `vitmae.load` makes it.
+    """A trained model, frozen; `vitmae.load` returns it.
 
     Args:
-        saved: what was read.
-        device: where it runs.
-        precision: what it computes in: 32-true, bf16-mixed, or auto: the latter where the device computes in it.
-        img_size: (H, W) of the images to come; None as it was trained. Positions are interpolated.
-        untrained: fresh weights of the same settings and seed instead of those saved.
+        saved: the content of a checkpoint or bundle.
+        device: where the model runs.
+        precision: 32-true, bf16-mixed, or auto: bf16-mixed where the device computes in it, else 32-true.
+        img_size: (H, W) of the images; None: that of the training. Positions are interpolated to another size.
+        untrained: take fresh weights, of the same settings and seed, instead of the saved ones.
 
     Attributes:
         name: "trained" or "untrained".
-        saved: what was read.
+        saved: the content of a checkpoint or bundle.
         objective: the LightningModule, in eval mode, without gradients.
         backbone: its encoder.
-        class_names: one per class; None where they are not known.
-        img_size: (H, W) in pixels: other images are cropped at the centre and resized.
+        class_names: one per class; None: not known.
+        img_size: (H, W) in pixels; other images are cropped at the centre and resized.
         grid_size: (grid_h, grid_w).
-        preprocess: what happens to an image before the model.
+        preprocess: the steps from an image to the model's input, before it is normalised.
         precision: 32-true or bf16-mixed.
-        autocast: the type of autocast; None computes in float32.
+        autocast: the dtype of autocast; None: the model computes in float32.
 
     Raises:
-        UserError: there is no such precision, or the images' size does not fit the patches.
+        UserError: the precision does not exist, or the image size is no multiple of the patch size.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class Model:
             keep_freed_memory()
 
     def features(self, batches: Iterable[Batch], patches: bool = False) -> Iterator[Features]:
-        """Features for probes, batch by batch, see `vitmae.probes.features.extract_batches`."""
+        """The features for probes, batch by batch, see `vitmae.probes.features.extract_batches`."""
         normalize = self.objective.normalize
         return extract_batches(self.backbone, batches, normalize, patches=patches, autocast=self.autocast)
 
-    def encode(self, images: Images, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
-        """Encode whole images, nothing hidden: one vector per image, (B, D), or (B, N, D), float32 on the CPU.
+    def encode(self, images: ImagesLike, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
+        """Encode whole images -> one vector per image (B, D), or one per patch (B, N, D); float32 on the CPU.
 
         Args:
             images: one or several.
-            pooling: ``cls``, the CLS token; ``avg``, the mean of the patches; ``patches``, all of them. None is what a
-                classifier's head reads, and for a self-supervised model ``avg``.
-            batch_size: images at once.
+            pooling: ``cls``: the CLS token; ``avg``: the mean of the patches; ``patches``: all patches. None: the input
+                of a classifier's head, or ``avg`` for a self-supervised model.
+            batch_size: images per batch.
 
         Raises:
             UserError: an image cannot be read, or the backbone has no CLS token.
@@ -114,7 +114,7 @@ class Model:
 
     @torch.no_grad()
     def encode_batch(self, images: Tensor, pooling: Pooling | None = None) -> Tensor:
-        """`encode` for images that are prepared: (B, C, H, W) uint8 -> (B, D) or (B, N, D)."""
+        """Like `encode`, for prepared images: (B, C, H, W) uint8 -> (B, D) or (B, N, D)."""
         self._check_pooling(pooling)
         with self._autocast():
             latent = self.backbone(self.objective.normalize(images.to(self.device)))  # (B, prefix + N, D)
@@ -131,17 +131,17 @@ class Model:
         if pooling not in (None, *get_args(Pooling)):
             raise UserError(f"pooling={pooling}: must be one of {', '.join(get_args(Pooling))}")
         if pooling == "cls" and not self.backbone.has_cls:
-            raise UserError("pooling=cls: this backbone has no CLS token: use avg")
+            raise UserError("pooling=cls: this backbone has no CLS token: set pooling=avg")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, self.autocast is not None)
 
-    def predict(self, images: Images, top: int = 5) -> list[dict[str, float]]:
-        """Classify: for each image its likeliest classes and their probabilities, the likeliest first.
+    def predict(self, images: ImagesLike, top: int = 5) -> list[dict[str, float]]:
+        """For each image, its most likely classes and their probabilities, the most likely first.
 
         Args:
             images: one or several.
-            top: how many classes.
+            top: the number of classes.
 
         Raises:
             UserError: the model has no classifier, or an image cannot be read.
@@ -160,18 +160,18 @@ class Model:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """What a classifier says of images that are prepared: (B, C, H, W) uint8 -> (B, K) float32, on the CPU."""
+        """The output of a classifier's head for prepared images: (B, C, H, W) uint8 -> (B, K) float32 on the CPU."""
         with self._autocast():
             logits: Tensor = self.objective(self.objective.normalize(images.to(self.device)))
         return logits.float().cpu()
 
-    def reconstruct(self, images: Images, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
+    def reconstruct(self, images: ImagesLike, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
         """Hide a part of images and predict it from the rest.
 
         Args:
-            images: one or several; all at once, so not thousands.
+            images: one or several; they are one batch and must fit into memory.
             mask: what to hide, see `MaskLike`.
-            seed: of a mask that is drawn; each image has its own.
+            seed: the seed of masks that are drawn; each image has its own mask.
 
         Raises:
             UserError: the model has no trained decoder, the mask does not fit, or an image cannot be read.
@@ -182,7 +182,7 @@ class Model:
 
     @torch.no_grad()
     def reconstruct_batch(self, images: Tensor, mask: Mask) -> Reconstruction:
-        """`reconstruct` for images that are prepared: (B, C, H, W) uint8."""
+        """Like `reconstruct`, for prepared images (B, C, H, W) uint8 and drawn masks (B, N)."""
         objective = self.require_decoder()
         images, mask = images.to(self.device), Mask(*(part.to(self.device) for part in mask))
         unused = torch.zeros(len(images), dtype=torch.int64, device=self.device)
@@ -200,57 +200,44 @@ class Model:
         )
 
     def require_decoder(self) -> Reconstructs:
-        """The objective, as one that reconstructs.
+        """The objective, if it reconstructs images with a trained decoder.
 
         Raises:
-            UserError: it does not, or its decoder was never trained.
+            UserError: the objective does not reconstruct, or the file holds an encoder alone.
         """
         objective = declared(self.objective, Reconstructs)
         if objective is None or not self.saved.is_full:
-            what = f"a run of the objective '{self.objective.title}'" if self.saved.is_full else "an encoder alone"
+            what = f"a run of {self.objective.title}" if self.saved.is_full else "an encoder alone"
             raise UserError(
-                f"{self.saved.path} holds {what}, without a trained decoder: it cannot reconstruct; "
+                f"{self.saved.path} holds {what}, which has no trained decoder and cannot reconstruct; "
                 "use a run of model=mae, or its full export"
             )
         return objective
 
     def mask(self, mask: MaskLike, keys: Tensor) -> Mask:
-        """What `mask` means for images with these random keys (B,).
+        """The hidden patches (B, N) that `mask` stands for; drawn masks depend on the images' random keys (B,).
 
         Raises:
             UserError: the model has no trained decoder, or the mask does not fit.
         """
-        objective = self.require_decoder()
-        if mask is None or isinstance(mask, str | float | int):
-            ratio = None if mask is None or isinstance(mask, str) else float(mask)
-            kind = None if mask is None else mask if isinstance(mask, str) else "random"
-            if kind not in (None, "random", "block", "grid"):
-                raise UserError(f"mask={kind}: must be a ratio, one of random, block, grid, or a mask of your own")
-            if ratio is not None and not 0 <= ratio <= 1:  # nor is it nan
-                raise UserError(f"mask={mask}: must be a ratio between 0 and 1")
-            try:
-                return objective.draw_mask(keys, ratio, kind)
-            except UserError as error:
-                raise UserError(str(error).replace("model.mask_ratio=", "mask=")) from error
-        planes = patch_mask(torch.as_tensor(mask) > 0, self.img_size, self.grid_size)
-        return mask_from_tensor(planes.expand(len(keys), -1, -1))
+        return hidden_patches(mask, keys, self.require_decoder(), self.img_size, self.grid_size)
 
-    def prepare(self, images: Images) -> Tensor:
-        """Images of any kind, decoded, cropped at the centre and resized as in evaluation: (B, C, H, W) uint8.
+    def prepare(self, images: ImagesLike) -> Tensor:
+        """Decode images of any kind, crop them at the centre and resize them, as in evaluation -> (B, C, H, W) uint8.
 
         Raises:
-            UserError: one of them cannot be read.
+            UserError: an image cannot be read.
         """
-        return torch.stack([self.preprocess(image, name) for name, image in each(images)])
+        return torch.stack([self.preprocess(image, name) for name, image in named_images(images)])
 
-    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
-        named = each(images)
+    def _batches(self, images: ImagesLike, batch_size: int) -> Iterator[Tensor]:
+        named = named_images(images)
         for start in range(0, len(named), batch_size):
             yield torch.stack([self.preprocess(image, name) for name, image in named[start : start + batch_size]])
 
 
 def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
-    """The objective for images as they are `seen`, with the saved weights or fresh ones."""
+    """The objective at the image size of `seen`, with saved weights (interpolated if needed) or fresh ones."""
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(saved.settings.get("seed", 0))
@@ -260,7 +247,7 @@ def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
     objective = build_objective(seen)
     report = load_weights(objective, as_source(saved, str(saved.path)))
     _log.info(
-        "trained at %d x %d, seen at %d x %d: %.1f%% of the encoder interpolated, %.1f%% as it was",
+        "trained at %d x %d, used at %d x %d pixels: %.1f%% of the encoder is interpolated, %.1f%% unchanged",
         *saved.img_size,
         *seen.img_size,
         100 * report.share("encoder", "resampled", "recomputed"),
@@ -270,15 +257,15 @@ def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
 
 
 def find_model(ckpt: str, runs: str) -> Path:
-    """The path that a `ckpt` setting means.
+    """The path that a `ckpt` setting stands for.
 
     Args:
-        ckpt: a run directory (its best checkpoint, else its last), a checkpoint, a bundle or the hub's name of one; or
+        ckpt: a run directory (its best checkpoint, else its last), a checkpoint, a bundle or its name on the hub; or
             ``last`` or ``best``: that checkpoint of the run that was saved last.
-        runs: where ``last`` and ``best`` look, at any depth.
+        runs: the folder that holds runs, at any depth, for ``last`` and ``best``.
 
     Raises:
-        UserError: there is none.
+        UserError: no checkpoint or bundle is found.
     """
     if not ckpt:
         raise UserError("ckpt= is empty: name a run directory, a checkpoint or a bundle, or last or best")

@@ -1,10 +1,10 @@
-"""A folder's images, each with a part hidden and predicted: a score per image, an error per patch, pictures.
+"""Hide and predict a part of each image of a folder -> one score per image, one error per patch, pictures.
 
-    scores.csv        path, score, and where the worst patch is; in the order of the images
-    errors.npy        (images, grid_h, grid_w) float32, nan where nothing was predicted or the image cannot be read
-    panels/           pictures of the images with the largest scores: 0001.png is the oddest
+    scores.csv        path, score and the place of the worst patch; in the order of the images
+    errors.npy        (images, grid_h, grid_w) float32; nan: the patch was not predicted, or the image cannot be read
+    panels/           pictures of the images with the largest scores; 0001.png has the largest
 
-Memory does not grow with the folder, but for the scores.
+Only the scores are held in memory for the whole folder.
 
 Shapes: B images of a batch, N = grid_h * grid_w patches.
 """
@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReconstructedFolder:
-    """What was written.
+    """The result of `reconstruct_folder`.
 
     Attributes:
-        count: images that were scored.
-        mean: of their scores.
+        count: number of scored images.
+        mean: the mean of their scores.
         unreadable: one line for each file that was left out.
     """
 
@@ -49,15 +49,15 @@ class ReconstructedFolder:
 
 
 def complementary_masks(keys: Tensor, num_patches: int, passes: int) -> list[Mask]:
-    """Masks that hide each patch exactly once: one key per image (B,) -> `passes` masks of (B, N).
+    """Masks that together hide each patch exactly once: one key per image (B,) -> a list of `passes` masks (B, N).
 
-    Which patches are hidden together is drawn per image; the counts differ by one where N cannot be divided.
+    The groups of patches are drawn per image. If N is no multiple of `passes`, their sizes differ by one.
 
     Raises:
-        UserError: there are not 2 to N passes.
+        UserError: `passes` is not between 2 and N.
     """
     if not 2 <= passes <= num_patches:
-        raise UserError(f"passes={passes}: from 2 to {num_patches}, the number of patches, can hide each patch once")
+        raise UserError(f"passes={passes}: must be between 2 and {num_patches}, the number of patches")
     order = uniform(fold_each(keys, "passes"), num_patches).argsort(dim=1, stable=True)  # (B, N)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(num_patches).expand_as(order))
     group = ranks * passes // num_patches  # (B, N), 0 to passes - 1
@@ -65,7 +65,7 @@ def complementary_masks(keys: Tensor, num_patches: int, passes: int) -> list[Mas
 
 
 def reconstruct_passes(model: Model, images: Tensor, keys: Tensor, passes: int) -> Reconstruction:
-    """Predict every patch of images from the others: (B, C, H, W) uint8, keys (B,) -> all of them hidden once.
+    """Predict every patch from others, in several passes: images (B, C, H, W) uint8, one key per image (B,).
 
     Raises:
         UserError: see `complementary_masks`.
@@ -94,26 +94,26 @@ def reconstruct_folder(
     num_workers: int | Literal["auto"],
     seed: int,
 ) -> ReconstructedFolder:
-    """Write scores, errors and pictures.
+    """Write scores, errors and pictures of a folder's images.
 
     Args:
-        model: one that reconstructs, with its decoder.
+        model: a model with a trained decoder.
         folder: the images, with the model's preprocessing.
-        out: a folder to be made.
+        out: a new or empty folder.
         mask: see `Model.reconstruct`.
-        passes: hide each patch once, in so many passes, instead of by `mask`.
-        panels: how many pictures to draw, of the largest scores; None: of all images.
-        batch_size: images at once.
-        num_workers: processes that decode.
-        seed: of masks that are drawn; the mask of an image is a function of the seed and its place in the folder.
+        passes: the number of passes that hide each patch once, instead of `mask`; None: use `mask`.
+        panels: the number of pictures, of the images with the largest scores; None: one of each image.
+        batch_size: images per batch.
+        num_workers: see `FolderImages.batches`.
+        seed: the seed of masks that are drawn; a mask depends on the seed and the image's number in the folder.
 
     Raises:
-        UserError: the folder is there already or cannot be made, or see `Model.reconstruct`.
+        UserError: `out` is not empty or cannot be written, or see `Model.reconstruct`.
     """
     model.require_decoder()
     _check_masks(model, mask, passes)
     if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise UserError(f"out={out} is there already: remove it, or give another name")
+        raise UserError(f"out={out} is there already: remove it, or choose another name")
     make_folder(out, f"out={out}")
     errors = np.lib.format.open_memmap(out / "errors.npy", "w+", np.float32, (len(folder), *model.grid_size))
     errors[:] = np.nan
@@ -138,16 +138,16 @@ def reconstruct_folder(
             scores += result.score.tolist()
             _log.info("%d of %d images", len(scores) + len(unreadable), len(folder))
     if not scores:
-        raise UserError("none of the images can be read: see the lines above")
+        raise UserError("none of the images can be read: see the warnings above")
     errors.flush()
     (out / "panels").mkdir()
     for place, (score, number) in enumerate(sorted(oddest, reverse=True), start=1):
-        _draw(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
+        _save_panel(model, folder, -number, score, mask, passes, seed, out / "panels" / f"{place:04d}.png")
     return ReconstructedFolder(len(scores), float(np.mean(scores)), unreadable)
 
 
 def _check_masks(model: Model, mask: MaskLike, passes: int | None) -> None:
-    """Say what is wrong with the masks before anything is written."""
+    """Refuse masks that do not fit the model, before anything is written."""
     keys = torch.zeros(1, dtype=torch.int64)
     if passes is None:
         model.mask(mask, keys)
@@ -164,7 +164,7 @@ def _reconstruct(
     return model.reconstruct_batch(images, model.mask(mask, keys))
 
 
-def _draw(
+def _save_panel(
     model: Model,
     folder: FolderImages,
     number: int,
@@ -174,7 +174,7 @@ def _draw(
     seed: int,
     path: Path,
 ) -> None:
-    """One picture; the image is read and predicted again, so that none has to be held in memory."""
+    """Save one picture; the image is read and predicted again, so that no picture is held in memory."""
     name = folder.name(number)
     result = _reconstruct(model, folder.preprocess(name, name)[None], [number], mask, passes, seed)
     pictures = {"original": result.original[0]}

@@ -1,4 +1,4 @@
-"""Images with a part hidden, and what a model makes of it."""
+"""The result of a reconstruction: images, what was hidden of them, and the model's prediction."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images with a part hidden, and what the model makes of it; pictures are in [0, 1].
+    """Images, what was hidden of them, and the model's prediction; pictures are (B, C, H, W) in [0, 1].
 
     Attributes:
-        original: (B, C, H, W).
-        masked: what the model saw, grey where hidden.
-        prediction: of every patch.
+        original: the images.
+        masked: the images as the model saw them, grey where hidden.
+        prediction: the prediction of every patch.
         pasted: the prediction where hidden, the original elsewhere.
         mask: (B, grid_h, grid_w) bool, True where hidden.
-        error: (B, grid_h, grid_w) squared error of each patch's prediction in the units of the loss; nan where visible.
-        target: one line that says what is predicted.
+        error: (B, grid_h, grid_w) mean squared error of each hidden patch, in the units of the loss; nan where visible.
+        target: what the model predicts, in one line.
     """
 
     original: Tensor
@@ -33,7 +33,7 @@ class Reconstruction:
 
     @property
     def score(self) -> Tensor:
-        """Of each image, its mean error over hidden patches: (B,). Large where an image is unlike those trained on."""
+        """The mean error over hidden patches of each image: (B,); large if the image is unlike the training images."""
         return self.error.nanmean(dim=(1, 2))
 
     def figure(self) -> "Figure":
