@@ -1,8 +1,8 @@
 """This project and its peers as modules with one interface: batch -> loss.
 
-Each peer is built from its own classes with the same sizes. Where a library leaves a part to its user (lightly's training
-loop), this file follows its documentation. Peers get normalised images; this project gets bytes and normalises them, as
-in a run.
+Each peer is built from its own classes with the same sizes. Where a library leaves a part to its user (lightly's
+training loop), this file follows its documentation. Peers get normalised images; this project gets bytes and normalises
+them, as in a run.
 
 Sizes are those of https://arxiv.org/abs/2111.06377 and https://arxiv.org/abs/2010.11929.
 """

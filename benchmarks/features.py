@@ -2,9 +2,9 @@
 
     python -m benchmarks.features
 
-ViT-B/16 at 224 px: `vitmae.probes.features` in the precision that a run has on this machine, and in float32, against timm's model
-in float32 eager. 50,000 x 50,000 features of width 768: `vitmae.probes.knn` against scikit-learn, which must find the
-same neighbours.
+ViT-B/16 at 224 px: `vitmae.probes.features` in the precision that a run has on this machine, and in float32, against
+timm's model in float32 eager. 50,000 x 50,000 features of width 768: `vitmae.probes.knn` against scikit-learn, which
+must find the same neighbours.
 """
 
 import sys

@@ -4,9 +4,9 @@
     python -m benchmarks.identity after.json         on the commit after it
     diff before.json after.json                      prints nothing if no number has changed
 
-A fingerprint covers metrics.csv, without its column of times, and the final weights. The runs are the default job, and 20
-steps of each objective in each precision on one process and on two. The images are large enough for a processor's bf16
-kernels.
+A fingerprint covers metrics.csv, without its column of times, and the final weights. The runs are the default job, and
+20 steps of each objective in each precision on one process and on two. The images are large enough for a processor's
+bf16 kernels.
 """
 
 import argparse

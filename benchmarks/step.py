@@ -6,8 +6,8 @@
 Each contestant has its own process, as a training run does, and takes some steps before it is timed; then the processes
 take one step each in turn, round by round. (In one process they would share a fragmented heap, which slows all of
 them.) All have the same sizes, precision, batch, allocator and fused AdamW, and are timed eager and compiled. In the
-cases `..._installed` and `defaults` each runs as installed: peers with torch's own AdamW and the system's allocator, and
-in `defaults` in float32 as their documentation shows.
+cases `..._installed` and `defaults` each runs as installed: peers with torch's own AdamW and the system's allocator,
+and in `defaults` in float32 as their documentation shows.
 """
 
 import argparse
