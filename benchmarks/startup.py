@@ -3,8 +3,8 @@
     python -m benchmarks.startup
 
 Each is a fresh process, in turn with the imports that it is compared with. The first round is not counted: after it,
-files are in the page cache. The results are seconds of wall time, which a user waits, and of processor time, which other
-processes on the same machine disturb least.
+files are in the page cache. The results are seconds of wall time, which a user waits, and of processor time, which
+other processes on the same machine disturb least.
 """
 
 import os

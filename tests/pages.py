@@ -13,7 +13,7 @@ OWN = ROOT / "docs" / "your_own.md"
 def commands_of(page):
     """Every `python -m vitmae.COMMAND …` of a page: (COMMAND, its words), in code blocks and in running text."""
     lines = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    found = re.findall(r"python -m vitmae[. ](\w[^`\n]*)", lines)
+    found = re.findall(r"python -m vitmae[. ]([a-z][^`\n]*)", lines)
     return [(words[0], words[1:]) for words in (shlex.split(line, comments=True) for line in found)]
 
 
