@@ -96,6 +96,12 @@ def test_commands_are_found_in_code_blocks_and_in_running_text(tmp_path):
     assert commands_of(page) == [("train", ["a=1", "b=[1, 2]"]), ("embed", ["d=4"])]
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_table_of_groups_lists_every_choice(group):
+    row = re.search(rf"^\| `{group}` \| (.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row[1])) == set(choices_of(group))
+
+
 @each_page
 def test_every_setting_that_a_page_names_exists(page):
     known = set()
