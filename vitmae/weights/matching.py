@@ -60,17 +60,17 @@ def match_weights(weights: Weights, model: nn.Module) -> list[Match]:
     assert isinstance(backbone, Backbone)
     prefix = "backbone." if model is backbone else ""
     fixed = {prefix + name for name, _ in model.named_buffers()}
-    there = _comparable(weights, model)
+    tensors = _comparable(weights, model)
     table = backbone.state_dict().get("vit.pos_embed")  # a user's own backbone has other names
     if table is not None and table.shape[1] == backbone.num_patches:
-        there |= _tokens_with_positions(there, weights, backbone)
+        tensors |= _tokens_with_positions(tensors, weights, backbone)
     matches = []
-    for key, tensor in model.state_dict().items():
+    for key, here in model.state_dict().items():
         name = prefix + key
         if name in _POSITIONS:
-            matches.append(_match_positions(name, tensor, there, weights, backbone, name in fixed))
+            matches.append(_match_positions(name, here, tensors, weights, backbone, name in fixed))
         elif name not in fixed or "." in key:  # an objective's own buffers are measured on its data
-            matches.append(_match_tensor(name, tensor, there, weights))
+            matches.append(_match_tensor(name, here, tensors, weights))
     return matches
 
 
@@ -89,12 +89,12 @@ def _comparable(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _tokens_with_positions(there: dict[str, Tensor], weights: Weights, backbone: Backbone) -> dict[str, Tensor]:
+def _tokens_with_positions(tensors: dict[str, Tensor], weights: Weights, backbone: Backbone) -> dict[str, Tensor]:
     """Prefix tokens plus their positions, for a model whose prefix tokens have no positions: the same sum."""
-    table, cls, registers = (there.get(name) for name in (ENCODER + "pos_embed", _CLS, _REGISTERS))
+    table, cls, registers = (tensors.get(name) for name in (ENCODER + "pos_embed", _CLS, _REGISTERS))
     if table is None or cls is None:
         return {}
-    _, num_prefix = _grid_of(table, there, weights, backbone)
+    _, num_prefix = _grid_of(table, tensors, weights, backbone)
     rows = table[:, :num_prefix]
     tokens = {_CLS: cls + rows[:, :1]} if num_prefix else {}
     if registers is not None and num_prefix == 1 + registers.shape[1]:
@@ -103,17 +103,17 @@ def _tokens_with_positions(there: dict[str, Tensor], weights: Weights, backbone:
 
 
 def _match_positions(
-    name: str, here: Tensor, there: dict[str, Tensor], weights: Weights, backbone: Backbone, is_fixed: bool
+    name: str, here: Tensor, tensors: dict[str, Tensor], weights: Weights, backbone: Backbone, is_fixed: bool
 ) -> Match:
-    old = there.get(name)
+    old = tensors.get(name)
     if old is None or old.ndim != 3 or old.shape[2] != here.shape[2]:
-        kept: Fate = "recomputed" if is_fixed else "new"
-        return Match(name, here.numel(), kept, _difference(old, here))
-    grid_size, num_prefix = _grid_of(old, there, weights, backbone)
+        left: Fate = "recomputed" if is_fixed else "new"
+        return Match(name, here.numel(), left, _difference(old, here))
+    grid_size, num_prefix = _grid_of(old, tensors, weights, backbone)
     patches = old[:, num_prefix:]  # (1, N_old, D)
     sizes = f"{_show(grid_size)} -> {_show(backbone.grid_size)}"
     if grid_size == backbone.grid_size:
-        fate: Fate = _name_kept(name, weights)
+        fate: Fate = _loaded_or_renamed(name, weights)
         note = ""
     elif is_fixed and is_sincos(patches, grid_size):
         return Match(name, here.numel(), "recomputed", f"fixed, {sizes}")
@@ -126,13 +126,13 @@ def _match_positions(
     return Match(name, here.numel(), fate, note, torch.cat([prefix, patches], dim=1))
 
 
-def _grid_of(table: Tensor, there: dict[str, Tensor], weights: Weights, backbone: Backbone) -> tuple[Size, int]:
+def _grid_of(table: Tensor, tensors: dict[str, Tensor], weights: Weights, backbone: Backbone) -> tuple[Size, int]:
     """The grid that a position table was made for, and how many of its rows belong to prefix tokens."""
     rows = table.shape[1]
     if weights.grid_size is not None:
         return weights.grid_size, rows - weights.grid_size[0] * weights.grid_size[1]
-    num_cls = int(_CLS in there)
-    num_prefix = num_cls + (there[_REGISTERS].shape[1] if _REGISTERS in there else 0)
+    num_cls = int(_CLS in tensors)
+    num_prefix = num_cls + (tensors[_REGISTERS].shape[1] if _REGISTERS in tensors else 0)
     for prefix in (num_prefix, num_cls, 0):
         if grid_size := square_grid(rows - prefix):
             return grid_size, prefix
@@ -144,14 +144,14 @@ def _grid_of(table: Tensor, there: dict[str, Tensor], weights: Weights, backbone
     )
 
 
-def _match_tensor(name: str, here: Tensor, there: dict[str, Tensor], weights: Weights) -> Match:
-    old = there.get(name)
+def _match_tensor(name: str, here: Tensor, tensors: dict[str, Tensor], weights: Weights) -> Match:
+    old = tensors.get(name)
     if old is None:
         return Match(name, here.numel(), "new", _difference(old, here))
     if old.shape == here.shape:
-        return Match(name, here.numel(), _name_kept(name, weights), "", old)
+        return Match(name, here.numel(), _loaded_or_renamed(name, weights), "", old)
     is_kernel = old.ndim == here.ndim == 4 and len(old) == len(here)
-    is_hybrid = any(stem in there for stem in _STEMS)
+    is_hybrid = any(stem in tensors for stem in _STEMS)
     same_size = old.shape[2:] == here.shape[2:]
     if is_kernel and ((name == _PROJECTION and not is_hybrid) or (name in _STEMS and same_size)):
         value = resample_projection(old, (here.shape[2], here.shape[3]), here.shape[1])
@@ -159,7 +159,7 @@ def _match_tensor(name: str, here: Tensor, there: dict[str, Tensor], weights: We
     return Match(name, here.numel(), "new", _difference(old, here))
 
 
-def _name_kept(name: str, weights: Weights) -> Fate:
+def _loaded_or_renamed(name: str, weights: Weights) -> Fate:
     """``loaded`` if a tensor has the same name in the weights, apart from a wrapper's prefix; else ``renamed``."""
     return "loaded" if f".{name}".endswith(f".{weights.names[name]}") else "renamed"
 
