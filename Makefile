@@ -1,11 +1,11 @@
-# vitmae: `make train` and `make test` are all a newcomer needs. Extra words for the run: make train ARGS="trainer.max_epochs=5".
+# vitmae: a newcomer needs `make train` and `make test`. Settings for the run: make train ARGS="trainer.max_epochs=5".
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install dev train test test-slow test-oldest lint types contracts parity notebooks check clean
+.PHONY: help install dev train test test-slow test-oldest parity notebooks bench bench-gpu lint types contracts check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -e '.[fast]' -c constraints.txt
 	@touch $@
 
-dev: $(VENV)/.dev   ## the same with what tests, linters and types need
+dev: $(VENV)/.dev   ## the same, with the packages for tests, linters and types
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e '.[dev,fast]' -c constraints.txt
@@ -30,12 +30,12 @@ train: install   ## the main job: MAE on the embedded digits, under 2 minutes on
 test: dev        ## the test suite, under 5 minutes on 2 cores, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
-test-slow: dev   ## what takes longer: whole runs killed and resumed, several processes
+test-slow: dev   ## slower tests: whole runs killed and resumed, several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 $(ARGS)
 
 OLDEST := build/oldest
 
-test-oldest: $(OLDEST)/.installed   ## the oldest versions that pyproject.toml allows: a run and the tests that need them
+test-oldest: $(OLDEST)/.installed   ## a run and a few tests with the oldest versions that pyproject.toml allows
 	rm -rf $(OLDEST)/runs
 	WANDB_MODE=offline $(OLDEST)/bin/python -m vitmae.train runs=$(OLDEST)/runs trainer.max_epochs=1
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -W default \
@@ -49,7 +49,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 parity: dev      ## the largest difference from transformers and timm, stage by stage -> docs/parity.md
 	$(BIN)/python benchmarks/parity.py
 
-notebooks: dev   ## run the notebooks from their first cell to their last, and keep them with their pictures in build/
+notebooks: dev   ## run the notebooks, and save them with their pictures in build/
 	mkdir -p build
 	$(BIN)/jupyter execute --output='../build/{notebook_name}' notebooks/*.ipynb
 
@@ -57,10 +57,10 @@ bench: dev       ## this project against its peers -> benchmarks/results/
 	$(BIN)/python -m pip install -q -e '.[bench]' -c constraints.txt
 	for part in step loader overhead startup scale features; do $(BIN)/python -m benchmarks.$$part || exit 1; done
 
-bench-gpu: install   ## what a GPU does: training steps, the CIFAR-10 recipe, feeding from JPEG files
+bench-gpu: install   ## the speed of a GPU: training steps, the CIFAR-10 recipe, loading from JPEG files
 	$(BIN)/python -m benchmarks.gpu
 
-lint: dev        ## ruff: faults and format
+lint: dev        ## ruff: errors and format
 	$(BIN)/ruff check vitmae tests benchmarks notebooks
 	$(BIN)/ruff format --check vitmae tests benchmarks notebooks
 
@@ -70,7 +70,7 @@ types: dev       ## mypy
 contracts: dev   ## import contracts: imports point down
 	$(BIN)/lint-imports
 
-check: lint types contracts test   ## everything a change must pass
+check: lint types contracts test   ## all checks that a change must pass
 
-clean:           ## remove what the above made, and no run
+clean:           ## remove what the other targets made, except runs
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -1,8 +1,8 @@
-"""This project and its peers as modules of one kind: a batch in, a loss out.
+"""This project and its peers as modules with one interface: batch -> loss.
 
-Each peer is built by its own classes with the same sizes. What a peer leaves to its user (here lightly's training loop)
-is put together as its documentation shows. Peers get images that are normalised already; this project gets bytes and
-normalises them, as in a run.
+Each peer is built from its own classes with the same sizes. Where a library leaves a part to its user (lightly's
+training loop), this file follows its documentation. Peers get normalised images; this project gets bytes and normalises
+them, as in a run.
 
 Sizes are those of https://arxiv.org/abs/2111.06377 and https://arxiv.org/abs/2010.11929.
 """
@@ -310,7 +310,7 @@ class Step:
             self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=fused or None)
 
     def compile(self) -> None:
-        """Compile, each in its own way: this project's blocks, a peer as a whole."""
+        """Compile: this project's blocks, or a whole peer."""
         if isinstance(self.module, Ours):
             self.module.objective.compile_blocks()
             self.compiled = self.module
@@ -318,7 +318,7 @@ class Step:
             self.compiled = torch.compile(self.module, dynamic=False)
 
     def eager(self) -> None:
-        """One step, whatever was compiled."""
+        """One eager step, also after `compile`."""
         with torch.compiler.set_stance("force_eager"):
             self._step(self.module)
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.features
 
-ViT-B/16 at 224 px: `vitmae.probes.features` in the precision that a run has here, and in float32, against timm's model
-in float32 eager. 50,000 x 50,000 features of width 768: `vitmae.probes.knn` against scikit-learn, which must find the
-same neighbours.
+ViT-B/16 at 224 px: `vitmae.probes.features` in the precision that a run has on this machine, and in float32, against
+timm's model in float32 eager. 50,000 x 50,000 features of width 768: `vitmae.probes.knn` against scikit-learn, which
+must find the same neighbours.
 """
 
 import sys
@@ -65,7 +65,7 @@ def extraction(quick: bool, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def neighbours(count: int, width: int, rounds: int) -> dict[str, Any]:
-    """Seconds of finding the k nearest of each feature among as many others, and the memory that it takes.
+    """Seconds to find the k nearest neighbours of each feature among as many others, and the memory that this takes.
 
     Raises:
         RuntimeError: if the neighbours differ by more than float32's rounding explains.

@@ -1,15 +1,15 @@
-"""What one GPU does: training steps, a whole small recipe, and being fed from JPEG files. One command, no download.
+"""The speed of one GPU: training steps, a whole small recipe, and loading from JPEG files. One command, no download.
 
     python -m benchmarks.gpu                          everything
     python -m benchmarks.gpu --part step --model b16  a part of it
     python -m benchmarks.gpu --part cifar --cifar DIR  on CIFAR-10 in Parquet files instead of noise of its size
-    python -m benchmarks.gpu --tiny --device cpu      does it run? (its figures say nothing)
+    python -m benchmarks.gpu --tiny --device cpu      does it run? (its figures mean nothing)
 
 `step`: MAE pre-training of ViT-B/16, L/16 and H/14 at 224 px in bf16, compiled, with fused attention and optimiser, at
 the batch that is fastest, beside transformers' ViTMAE; FLOPs are those that the model needs, against the rate of a
 large product. `cifar`: 300 epochs of the recipe of 192x12 + 192x4 at patch 2, batch 4096, the images on the GPU.
-`feed`: how long a step of ViT-B/16 waits for photographs, and for pre-shrunk ones, and what the cores can deliver
-without a GPU.
+`feed`: how long a step of ViT-B/16 waits for photographs, and for pre-shrunk ones, and how many the cores load without
+a GPU.
 
 Neither hydra nor wandb is imported.
 """
@@ -44,13 +44,13 @@ _CIFAR_BATCH, _CIFAR_LR, _CIFAR_WARMUP = 4096, 1.5e-4, 0.1
 
 
 def wait(device: str) -> None:
-    """Until the GPU is done."""
+    """Wait until the GPU is done."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def finished(step: Step, device: str, steps: int) -> Callable[[], None]:
-    """So many steps, and until the last of them is done."""
+    """Take so many steps, and wait until the last of them is done."""
 
     def run() -> None:
         for _ in range(steps):
@@ -61,7 +61,7 @@ def finished(step: Step, device: str, steps: int) -> Callable[[], None]:
 
 
 def best_batch(name: str, size: Size, batches: tuple[int, ...], device: str) -> tuple[Step, int] | None:
-    """The compiled step with the most images a second among some batches that fit, and its batch."""
+    """The compiled step with the most images a second among the batches that fit, and its batch."""
     found: tuple[float, int] | None = None
     for batch in batches:
         try:
@@ -79,7 +79,7 @@ def best_batch(name: str, size: Size, batches: tuple[int, ...], device: str) -> 
 
 
 def _compiled(name: str, size: Size, batch: int, device: str) -> Step:
-    torch.compiler.reset()  # what was compiled for other batches would make this one's sizes variable, and slower
+    torch.compiler.reset()  # after another batch size, torch would compile for variable sizes, which is slower
     step = contestant("mae", name, size, batch, bf16=True, device=device)
     step.compile()
     return step
@@ -166,7 +166,7 @@ def cifar(path: Path | None, epochs: int, device: str, tiny: bool) -> dict[str, 
 
 
 def feed(device: str, workers: int, count: int, batch: int, tiny: bool) -> dict[str, Any]:
-    """The share of its time that a step waits for photographs, and what the cores deliver, of originals and shrunk."""
+    """The share of its time that a step waits for photographs, and what the cores load, of originals and shrunk."""
     step = _compiled("vitmae", TINY if tiny else B16, batch, device)
     results: dict[str, Any] = {"workers": workers, "batch": batch}
     rows = []
@@ -204,7 +204,7 @@ def _loop(loader: Loader, step: Step | None, device: str, tiny: bool, epochs: in
             moved = moved[..., :32, :32] if tiny else moved
             step.inputs = (given._replace(images=moved, keys=given.keys.to(device, non_blocking=True)),)
             step()
-            wait(device)  # so that what is left is waiting for data
+            wait(device)  # the rest of the time is waiting for data
         if not start:
             start = time.perf_counter()  # workers have started, and the step is compiled
         else:
@@ -227,7 +227,7 @@ def _timed(loader: Loader, epochs: int) -> Iterator[Any]:
 
 
 def main(arguments_given: list[str] | None = None) -> int:
-    """Run the parts that are asked for, print tables, and write results/gpu.json."""
+    """Run the chosen parts, print tables, and write results/gpu.json."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--part", action="append", choices=["step", "cifar", "feed"], help="repeatable; default: all")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="repeatable; default: all")

@@ -1,12 +1,12 @@
-"""Fingerprints of short training runs: a change that should leave results alone leaves them identical, bit for bit.
+"""Fingerprints of short training runs: after a change that must not change results they are equal, bit for bit.
 
     python -m benchmarks.identity before.json        on the commit before the change
     python -m benchmarks.identity after.json         on the commit after it
-    diff before.json after.json                      says nothing if no number has changed
+    diff before.json after.json                      prints nothing if no number has changed
 
-Fingerprinted are metrics.csv, without its one column of times, and the final weights: of the default job, and of 20
-steps of each objective in each precision on one process and on two. The images are large enough for the kernels
-that a processor has for bf16.
+A fingerprint covers metrics.csv, without its column of times, and the final weights. The runs are the default job, and
+20 steps of each objective in each precision on one process and on two. The images are large enough for a processor's
+bf16 kernels.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def jobs() -> dict[str, str]:
 
 
 def fingerprint(overrides: str) -> dict[str, str]:
-    """Train and return the hashes of what came of it."""
+    """Train and return the hashes of metrics and weights."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "vitmae.train", *overrides.split(), "logger=csv", f"hydra.run.dir={run}"]
@@ -61,7 +61,7 @@ def fingerprint(overrides: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Fingerprint every job, and write after each, so that an interruption keeps what is done."""
+    """Fingerprint every job, and write the file after each, so that an interruption loses one job only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the JSON file to write")
     parser.add_argument("--only", default="", help="jobs whose name contains this text")

@@ -1,9 +1,9 @@
 """Images from disk or memory to training batches, against torchvision's and timm's loaders.
 
-    python -m benchmarks.loader                       photographs made for the purpose (500 x 375, about 130 kB)
+    python -m benchmarks.loader                       generated photographs (500 x 375, about 130 kB)
     python -m benchmarks.loader --images FOLDER       your own, in class folders
 
-Random resized crop to 224 px, flip, normalise. First what one core does, without workers; then with workers beside a
+Random resized crop to 224 px, flip, normalise. First the rate of one core, without workers; then with workers beside a
 training step, how long the step waits for data; then an epoch of a set in memory of CIFAR-10's size.
 """
 
@@ -147,11 +147,11 @@ def one_core(path: Path, shrunk: Path, batch: int, rounds: int) -> dict[str, Any
         "timm": lambda: count_images(timm_loader(path, batch, 0)),
         "vitmae": ours(data),
         "vitmae, pre-shrunk": ours(small),
-        "vitmae, bytes": ours(data, lambda images: images),  # as workers hand them over; a step normalises them
+        "vitmae, bytes": ours(data, lambda images: images),  # as workers return them; a step normalises them
         "bare decode + resize": bare(path),
     }
     timings = interleave(contestants, "torchvision", rounds)
-    # of the images each went through: batches that are not full are dropped, and a tenth is for validation
+    # counted are the images that each loader returns: incomplete batches are dropped, and a tenth is for validation
     images = {
         "torchvision": files // batch * batch,
         "timm": files // batch * batch,
@@ -199,7 +199,7 @@ def waiting(path: Path, batch: int, workers: int, quick: bool) -> dict[str, floa
 
 
 class Memory:
-    """A set of CIFAR-10's size as this project holds one: bytes in one tensor."""
+    """A set of CIFAR-10's size as this project stores one: bytes in one tensor."""
 
     def __init__(self, count: int) -> None:
         drawn = torch.Generator().manual_seed(0)
@@ -218,7 +218,7 @@ def cifar(count: int, batch: int, rounds: int, workers: int) -> dict[str, Any]:
         memory, img_size=32, in_chans=3, batch_size=batch, crop="pad", hflip=True, stats={"mean": _MEAN, "std": _STD}
     )
     data.prepare()
-    theirs = CIFAR10.__new__(CIFAR10)  # without its files: the same images in memory, as it holds them
+    theirs = CIFAR10.__new__(CIFAR10)  # without its files: the same images, in memory as it stores them
     theirs.data = memory.images.images.permute(0, 2, 3, 1).contiguous().numpy()
     theirs.targets = (torch.arange(count) % 10).tolist()
     theirs.target_transform = None
@@ -260,7 +260,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32)
     settings = parser.parse_args(arguments_given)
     torch.set_num_threads(settings.threads)
-    keep_freed_memory()  # as a run does, here for all
+    keep_freed_memory()  # as a run does, here for all contestants
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     count, batch, rounds = (24, 4, 1) if settings.quick else (settings.count, settings.batch, settings.rounds)
     with tempfile.TemporaryDirectory() as folder:

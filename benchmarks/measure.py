@@ -2,9 +2,9 @@
 
     A B C A B C A B C ...   -> per contestant the median and its spread, and the ratio to a reference round by round
 
-Machines are shared and drift, so a time alone says little and the ratio of two times taken one after the other says
-much. Every comparison is made so, in one process, after each contestant has warmed up. One thread is timed by the
-processor time it took, which others on the same machine disturb least; several, and GPUs, by the clock on the wall.
+The speed of a shared machine drifts, so the ratio of two times measured one after the other says more than a single
+time. Every comparison is such a ratio, after each contestant has warmed up. One thread is timed in processor time,
+which other processes on the same machine disturb least; several threads, and GPUs, in wall time.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class Timing:
-    """What a contestant took.
+    """The times of a contestant.
 
     Attributes:
         seconds: of each round.
@@ -44,7 +44,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds, of the rounds' middle."""
+        """The median of the rounds, in seconds."""
         return median(self.seconds)
 
     @property
@@ -97,12 +97,12 @@ def interleave(
 
 
 def clock_for(threads: int) -> Callable[[], float]:
-    """Processor time of a single thread; the wall's of several, or where a GPU computes."""
+    """Processor time for a single thread; wall time for several, or for a GPU."""
     return time.process_time if threads == 1 and not torch.cuda.is_available() else time.perf_counter
 
 
 def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attempts: int = 25) -> float:
-    """FLOP/s of a square matrix product: the best of some, which is this machine's peak for what torch does here."""
+    """FLOP/s of a square matrix product, the best of several: the peak that torch reaches on this machine."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     clock = clock_for(torch.get_num_threads())
@@ -116,14 +116,14 @@ def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, attem
 
 
 def start_with_large_pages() -> None:
-    """Start this command again with large pages, as a run has them: torch reads the setting when it is imported."""
+    """Start this command again with large pages, as in a run: torch reads the setting when it is imported."""
     if LARGE_PAGES not in os.environ:
         use_large_pages()
         os.execv(sys.executable, sys.orig_argv)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has ever held (resident; Linux).
+    """The peak resident memory of this process in bytes (Linux).
 
     Not getrusage's figure, which a process takes over from the one that started it.
     """
@@ -132,7 +132,7 @@ def peak_memory() -> int:
 
 
 def resident_memory() -> int:
-    """The bytes that this process holds now (resident; Linux)."""
+    """The resident memory of this process now, in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -148,7 +148,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where and with what something was measured."""
+    """The machine and the versions of a measurement."""
     cpu, flags = platform.processor(), set()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -199,7 +199,7 @@ def timing_row(name: str, timing: Timing, images: int) -> list[str]:
 
 
 def rate(value: float) -> str:
-    """Three digits."""
+    """A number with three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

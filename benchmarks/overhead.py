@@ -2,11 +2,11 @@
 
     python -m benchmarks.overhead
 
-The default job with the smallest of models, so that the difference is not lost in the model's own time. The target is
-at most 2 % of a step of MAE with an encoder of ViT-S at CIFAR's size (32 px, patches of 4), which is timed by itself. A
-round is an epoch of the Trainer's and one of the bare loop, which runs at the end of it, in the same process: they are
-a tenth of a second apart. A step is timed from one call of `training_step` to the next inside an epoch: logging,
-callbacks, the schedule and the progress bar are in it; validation and checkpoints at the end of an epoch are not.
+The default job with the smallest model, so that the difference is large beside the model's own time. The target is at
+most 2 % of a step of MAE with an encoder of ViT-S at CIFAR's size (32 px, patches of 4), which is timed separately. A
+round is an epoch of the Trainer and, right after it in the same process, an epoch of the bare loop: they are a tenth of
+a second apart. A step is timed from one call of `training_step` to the next within an epoch: this includes logging,
+callbacks, the schedule and the progress bar, but not validation and checkpoints at the end of an epoch.
 """
 
 import sys
@@ -114,7 +114,7 @@ def _mean_step(times: Sequence[float]) -> float:
 
 
 def main(arguments_given: list[str] | None = None) -> int:
-    """Alternate between the two loops, print what a step costs in each, and write results/overhead.json."""
+    """Run the two loops in turn, print the time of a step in each, and write results/overhead.json."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
         "--target-batch", type=int, default=64, help="images of the step that is compared with; 0: none"

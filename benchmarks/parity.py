@@ -1,10 +1,10 @@
 """This project against transformers and timm on the same random weights and images: `make parity`.
 
-    their model, random weights -> saved as they save it -> `load_weights` -> both run, stage by stage
+    their model, random weights -> saved by their library -> `load_weights` -> both run, stage by stage
 
 Each line is the largest absolute difference of any value: of the tokens that enter the first block, of each block, of
-the latent after the final norm, and for a masked autoencoder of the decoder's blocks, the prediction and the loss, with
-the mask noise given. In float64 all must be under 1e-10, or the command fails. Nothing is downloaded.
+the latent after the final norm, and, for a masked autoencoder with the same mask noise, of the decoder's blocks, the
+prediction and the loss. In float64 all must be < 1e-10, or the command fails. Nothing is downloaded.
 """
 
 import sys
@@ -33,12 +33,12 @@ _SHAPES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12)}  # width, 
 _INTRODUCTION = """# Parity
 
 What `make parity` measures: this project against `transformers` and `timm`, on the same random weights, images and
-mask noise, two images each. Their weights go through the files that they write and `load_weights`. Each number is the
-largest absolute difference of any value of that stage, in float32 / in float64; of blocks it is the worst, and all of
-them are below. In float64 every difference must be under {limit:.0e}, or the command fails.
+mask noise, two images each. The other library saves the weights, and `load_weights` loads them. Each number is the
+largest absolute difference of any value of that stage, in float32 / in float64; "blocks" is the largest of all blocks,
+and the last table shows each block. In float64 every difference must be < {limit:.0e}, or the command fails.
 
 {versions}.
-`transformers` builds its ViTMAE for square images only: rectangles are compared with its ViT.
+`transformers` builds its ViTMAE for square images only, so rectangles are compared with its ViT.
 """
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "parity.md"
 
@@ -194,13 +194,13 @@ def transformers_pair(case: Case, folder: str) -> Pair:
 
         stages = _watched(twin.vit.layers, run, twin.decoder.decoder_layers)
         last = f"decoder block {len(twin.decoder.decoder_layers)}"
-        return stages | {last: stages[last][:, 1:]}  # this project computes the patches alone there
+        return stages | {last: stages[last][:, 1:]}  # this project computes only the patches there
 
     return Pair((mae, twin), here, there)
 
 
 def _watched(blocks: Any, run: Callable[[], Stages], decoder_blocks: Any = ()) -> Stages:
-    """What a run returns, and before it what goes into the first block and comes out of each."""
+    """The input of the first block, the output of each block, and then what a run returns."""
     stages: Stages = {}
     hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: stages.update({"tokens": inputs[0]}))]
     named = [(f"block {i}", block) for i, block in enumerate(blocks, 1)]
@@ -223,7 +223,7 @@ def _keep(stages: Stages, name: str) -> Callable[..., None]:
 
 
 def _shake(model: nn.Module) -> None:
-    """Weights away from the zeros and ones of a fresh model, so that no part is without effect."""
+    """Replace the zeros and ones of a fresh model by random weights, so that every part has an effect."""
     drawn = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or "pos" in name:
@@ -256,7 +256,7 @@ def page(results: dict[Case, dict[torch.dtype, dict[str, float]]]) -> str:
 
 
 def _worst(differences: dict[str, float], stage: str) -> float | None:
-    """Of a stage, or of all that are numbered."""
+    """The difference of a stage, or the largest of numbered stages."""
     return max((value for name, value in differences.items() if name.rstrip(" 0123456789") == stage), default=None)
 
 
@@ -269,7 +269,7 @@ def _number(value: float | None) -> str:
 
 
 def main() -> int:
-    """Compare all cases, write the page, and say whether float64 is within its limit."""
+    """Compare all cases, write the page, and report whether float64 is within its limit."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results: dict[Case, dict[torch.dtype, dict[str, float]]] = {}

@@ -1,9 +1,9 @@
-"""What a step costs as images, batches, masks and models grow, against the matrix products it needs.
+"""The time of a step as images, batches, masks and models grow, against the matrix products that it needs.
 
     python -m benchmarks.scale
 
-One setting at a time is moved away from ViT-S/16 at 224 px, batch 8, 75 % hidden, in bf16 where the processor has it.
-If the time of an image grew as its FLOPs do, the last column would be constant.
+One setting at a time is changed from ViT-S/16 at 224 px, batch 8, 75 % hidden, in bf16 where the processor has it. If
+time were proportional to FLOPs, the last column would be constant.
 """
 
 import sys
@@ -23,7 +23,7 @@ Point = tuple[Size, int]
 
 
 def axes(base: Size, batch: int) -> dict[str, dict[str, Point]]:
-    """What is moved, and where to: name -> setting -> sizes and batch."""
+    """The settings that change, and their values: name -> setting -> sizes and batch."""
     side, depth = base.img_size, base.depth
     return {
         "image size": {

@@ -1,10 +1,10 @@
-"""How long until something happens: `--help`, `--cfg job`, and the first step of the default job.
+"""The time to start: `--help`, `--cfg job`, and the first step of the default job.
 
     python -m benchmarks.startup
 
-Each is a fresh process, in turn with the imports it is measured against; files are in the page cache after the first
-round, which is not counted. Given are seconds on the wall, which is what one waits, and of processor time, which other
-processes on the same machine disturb least.
+Each is a fresh process, in turn with the imports that it is compared with. The first round is not counted: after it,
+files are in the page cache. The results are seconds of wall time, which a user waits, and of processor time, which
+other processes on the same machine disturb least.
 """
 
 import os
@@ -27,13 +27,13 @@ def watched(node, **arguments):
     return built
 train.build = watched
 sys.exit(train.main(sys.argv[1:]) or 1)
-"""  # it ends as soon as a first step is done; to get to the end instead is a failure
+"""  # it ends after the first step; a run that gets to its end is a failure
 
 _IMPORTS = "import torch, lightning, timm"
 
 
 def commands(folder: str) -> dict[str, list[str]]:
-    """What is started, by name."""
+    """The command lines, by name."""
     job = ["logger=csv", "trainer.accelerator=cpu", f"runs={folder}"]
     return {
         "import torch": ["-c", "import torch"],
@@ -45,7 +45,7 @@ def commands(folder: str) -> dict[str, list[str]]:
 
 
 def run(command: list[str]) -> tuple[float, float]:
-    """Seconds of a fresh process: on the wall, and of processor time with its children's.
+    """Seconds of a fresh process: wall time, and processor time with that of its children.
 
     Raises:
         RuntimeError: if it failed.

@@ -1,13 +1,13 @@
-"""Forward + backward + AdamW: this project against what else one could pick, side by side.
+"""Forward + backward + AdamW: this project and its peers, side by side.
 
     python -m benchmarks.step                             all cases
     python -m benchmarks.step --case mae_b16 --batch 4    one of them, smaller
 
-Each contestant lives in a process of its own, as a training run does, and has taken some steps before it is timed; then
-the processes take one step each in turn, round by round. (In one process they would share a heap, in whose holes none
-of them finds its place.) All have the same sizes, precision, batch, allocator and fused AdamW, and are timed eager and
-compiled. In the cases `..._installed` and `defaults` each is as it comes: peers with torch's own AdamW and the system's
-allocator, and in `defaults` in float32 as their documentation shows.
+Each contestant has its own process, as a training run does, and takes some steps before it is timed; then the processes
+take one step each in turn, round by round. (In one process they would share a fragmented heap, which slows all of
+them.) All have the same sizes, precision, batch, allocator and fused AdamW, and are timed eager and compiled. In the
+cases `..._installed` and `defaults` each runs as installed: peers with torch's own AdamW and the system's allocator,
+and in `defaults` in float32 as their documentation shows.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from benchmarks.measure import (
 from vitmae.allocator import keep_freed_memory
 from vitmae.models.objective import training_flops
 
-_WARMUP = 4  # steps; by then a heap has its size
+_WARMUP = 4  # steps, after which the heap no longer grows
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def build(case: Case, name: str) -> Step:
 
 
 class Worker:
-    """A contestant in a process of its own, which takes a step when it is told to.
+    """A contestant in its own process, which takes a step on request.
 
     Attributes:
         memory: the bytes that eager training adds at its peak to a process that has imported all.
@@ -142,7 +142,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # the end of its input is its end
+        self.process.communicate()  # it ends when its input ends
 
     def step(self, mode: str) -> float:
         """Seconds of one step, eager or compiled."""
@@ -159,7 +159,7 @@ class Worker:
 
 
 def serve(case: Case, name: str) -> None:
-    """The other side of a `Worker`: build and warm up, say what memory that took, then a step for each line."""
+    """The process of a `Worker`: build, warm up, print the memory that this took, then take a step for each line."""
     if case.is_tuned(name):
         keep_freed_memory()
     contestant("mae", "vitmae", TINY, 2, bf16=case.bf16).eager()
@@ -200,7 +200,7 @@ def compare(key: str, case: Case, settings: argparse.Namespace) -> tuple[dict[st
 
 
 def chosen(key: str, settings: argparse.Namespace) -> Case:
-    """A case at the size that the command line asks for."""
+    """A case at the size that the command line gives."""
     case = CASES[key]
     size = TINY if settings.quick else case.size
     modes = ("eager",) if settings.eager else case.modes
@@ -208,7 +208,7 @@ def chosen(key: str, settings: argparse.Namespace) -> Case:
 
 
 def main(arguments_given: list[str] | None = None) -> int:
-    """Time the cases that are asked for, print a table of each, and write results/step.json."""
+    """Time the chosen cases, print a table of each, and write results/step.json."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--case", action="append", choices=list(CASES), help="repeatable; default: all")
     parser.add_argument("--batch", type=int, help="images; default: the case's")

@@ -127,7 +127,7 @@ def test_a_folder_is_reconstructed(place, capsys):
         (export.main, ["ckpt=last", "formt=timm"], "unknown setting formt: did you mean format?"),
         (export.main, ["ckpt=last", "format=tf"], "format=tf: must be bundle, timm,"),
         (export.main, ["ckpt=last", "format=timm"], "export what=encoder"),
-        (export.main, ["ckpt=last", "push=me"], "push=me: USER/REPO is wanted"),
+        (export.main, ["ckpt=last", "push=me"], "push=me: must be USER/REPO"),
         (export.main, ["ckpt=last", "format=hf", "push=me/it"], "push=me/it uploads a bundle"),
         (embed.main, ["ckpt=last"], "images must be given"),
         (embed.main, ["ckpt=last", "images=nowhere"], "images=nowhere does not exist"),

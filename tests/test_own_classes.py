@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,10 +13,10 @@ from PIL import Image
 
 import vitmae
 from tests.command_line import process_restored, run_command
+from tests.pages import write_own_files
 from vitmae import compare, embed, evaluate, export, train
 from vitmae.errors import UserError
 
-PAGE = Path(__file__).parent.parent / "docs" / "your_own.md"
 CLASSES = ["mine.objective.SimMIM", "mine.stripes.Stripes", "mine.encoder.Encoder"]
 TRUST = f"trust=[{','.join(CLASSES)}]"
 MINE = ["--config-dir", "mine", "data=mine", "backbone=mine"]
@@ -28,11 +27,7 @@ TINY = ["trainer=cpu", "trainer.max_epochs=1", "logger=csv", "probe.images=50", 
 def home(tmp_path_factory):
     """The working directory: the files of the page in mine/, and a run of their classes."""
     folder = tmp_path_factory.mktemp("home")
-    for name, content in re.findall(
-        r"^`(mine/[\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
-    ):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
+    write_own_files(folder)
     (folder / "photos").mkdir()
     for grey in (50, 200):
         Image.new("L", (8, 8), grey).save(folder / "photos" / f"{grey}.png")

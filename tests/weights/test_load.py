@@ -41,7 +41,7 @@ def test_the_statistics_of_the_data_are_never_loaded(tmp_path):
     report = load_weights(fresh, path)
     assert (fresh.mean == 0.1).all()
     assert (fresh.mean_patch == 0.2).all()
-    assert not {"mean", "std", "mean_patch"} & {fit.name for fit in report.fits}, "nor missed"
+    assert not {"mean", "std", "mean_patch"} & {match.name for match in report.matches}, "nor missed"
 
 
 def test_a_backbone_takes_the_encoder_alone(tmp_path):
@@ -194,9 +194,7 @@ def test_an_encoder_of_which_little_matches_is_refused_and_nothing_is_written(tm
     _, path = saved(tmp_path, backbone={"depth": 1})
     fresh = build("mae", {"depth": 10}, seed=7)
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(
-        UserError, match=r"1\d\.\d\d% of the encoder match, and 95% are wanted .*weights_min_match"
-    ) as error:
+    with pytest.raises(UserError, match=r"1\d\.\d\d% of the encoder match, must be ≥ 95% .*weights_min_match") as error:
         load_weights(fresh, path)
     assert "\n" not in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())

@@ -33,7 +33,7 @@ from vitmae.trained.masks import MaskLike, hidden_patches
 from vitmae.trained.reconstruction import Reconstruction
 from vitmae.weights.load import load_weights
 from vitmae.weights.read import local
-from vitmae.weights.saved import Saved, as_source, build_objective, read_saved, rebuild
+from vitmae.weights.saved import Saved, as_weights, build_objective, read_saved, rebuild
 
 Pooling = Literal["cls", "avg", "patches"]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
@@ -245,7 +245,7 @@ def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
     if seen is saved:
         return rebuild(saved)
     objective = build_objective(seen)
-    report = load_weights(objective, as_source(saved, str(saved.path)))
+    report = load_weights(objective, as_weights(saved, str(saved.path)))
     _log.info(
         "trained at %d x %d, used at %d x %d pixels: %.1f%% of the encoder is interpolated, %.1f%% unchanged",
         *saved.img_size,

@@ -1,4 +1,4 @@
-"""A bundle onto the Hugging Face hub."""
+"""Upload a bundle to the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,24 @@ from vitmae.errors import UserError, first_line
 
 
 def check_repository(name: str) -> None:
-    """Refuse what can be no repository before anything is written.
+    """Refuse a name that no repository can have, before anything is written.
 
     Raises:
         UserError: it is not of the form USER/REPO.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"push={name}: USER/REPO is wanted")
+        raise UserError(f"push={name}: must be USER/REPO")
 
 
 def push_bundle(folder: Path, name: str) -> str:
-    """Upload a folder to a repository, which is made private if it is not there yet; its address.
+    """Upload a folder to a repository; a new repository is private.
 
     Args:
         folder: a bundle.
         name: USER/REPO.
+
+    Returns:
+        The repository's address.
 
     Raises:
         UserError: nobody is logged in, or the hub cannot be reached; the folder stays.

@@ -1,10 +1,10 @@
-"""A model card: what a model is, how it was made and how it is used, with the hub's metadata in front."""
+"""A model card: the hub's metadata, what a model is, how it was made and how it is used."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from vitmae.weights.source import is_commercial
+from vitmae.weights.translation import is_commercial
 
 
 def model_card(about: Mapping[str, Any]) -> str:
@@ -19,13 +19,13 @@ def model_card(about: Mapping[str, Any]) -> str:
     facts = {
         "objective": f"{about['title']} ({about['paper']})",
         "predicts": about["target"],
-        "holds": "the encoder; what it predicted with is left out" if is_encoder else "all that was trained",
+        "holds": "the encoder, without decoder or head" if is_encoder else "all that was trained",
         "images": f"{height} x {width} pixels, {architecture['in_chans']} channels, mean {_numbers(about['mean'])}, "
         f"std {_numbers(about['std'])} of pixels in [0, 1]",
         "patches": "{} x {} of {} x {} pixels".format(*architecture["grid_size"], *architecture["patch_size"]),
         "encoder": f"{architecture['depth']} blocks of width {architecture['embed_dim']}, {architecture['num_heads']} "
         f"heads, {architecture['parameters'] / 1e6:.1f} M parameters",
-        "began with": about["initial_weights"] or "random weights",
+        "started from": about["initial_weights"] or "random weights",
         "code": f"vitmae at {about['git_commit']}" if about["git_commit"] else "vitmae",
     }
     parts = [
@@ -45,7 +45,7 @@ def model_card(about: Mapping[str, Any]) -> str:
 
 
 def _header(about: Mapping[str, Any]) -> str:
-    """The hub's metadata: YAML, of which every JSON text is one."""
+    """The hub's metadata in YAML; JSON values are YAML too."""
     classifies = about["published_as"] == "vit_classifier" and about["what"] == "full"
     host, _, number = about["paper"].rpartition("/")
     fields: dict[str, Any] = {
@@ -79,16 +79,16 @@ def _use(about: Mapping[str, Any]) -> str:
 
 def _metrics(metrics: Mapping[str, float] | None) -> str:
     if not metrics:
-        return "None were kept with these weights."
+        return "No metrics are saved with these weights."
     rows = [f"| {name} | {value:.5g} |" for name, value in sorted(metrics.items())]
     return "\n".join(["At the end of the run.", "", "| metric | value |", "|---|---|", *rows])
 
 
 def _license(name: str | None) -> str:
     if name is None:
-        return "Not said: these weights began at random, or with weights whose licence is not known."
+        return "Unknown: training started from random weights, or from weights whose licence is not known."
     warning = " It does not allow commercial use." if is_commercial(name) is False else ""
-    return f"The weights that this model began with are under {name}.{warning}"
+    return f"Training started from weights under {name}.{warning}"
 
 
 def _numbers(values: list[float]) -> str:

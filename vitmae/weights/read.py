@@ -1,4 +1,4 @@
-"""Weights from wherever they are: one text -> tensors under this project's names.
+"""Read weights of any format: a path or a name -> tensors under this project's names.
 
     a path   this project's checkpoint, run directory or bundle; FAIR's and timm's files; Google's .npz; a folder of
              Hugging Face's or timm's
@@ -15,22 +15,22 @@ from pathlib import Path
 import timm
 
 from vitmae.errors import UserError
-from vitmae.tensor_files import SUFFIXES, read_file, read_json
+from vitmae.tensor_files import SUFFIXES, read_file
 from vitmae.weights.formats import fair, google, hugging_face
 from vitmae.weights.formats import timm as timm_format
-from vitmae.weights.saved import as_source, find_saved, from_checkpoint, read_saved
-from vitmae.weights.source import Source, unreadable
+from vitmae.weights.saved import as_weights, find_saved, from_checkpoint, read_saved
+from vitmae.weights.translation import Weights, unreadable
 
 
-def read_weights(source: str, trust: Sequence[str] = ()) -> Source:
-    """Read weights and translate their names; nothing is unpickled but tensors and plain types.
+def read_weights(source: str, trust: Sequence[str] = ()) -> Weights:
+    """Read weights and translate their names; only tensors and plain types are unpickled.
 
     Args:
         source: a path, a timm name or a hub repository, see above.
-        trust: classes that this project's own files may build beside those of `vitmae.classes`.
+        trust: further classes that this project's own files may build, see `vitmae.classes`.
 
     Raises:
-        UserError: it is not there, cannot be fetched, is damaged or unsafe, or holds no vision transformer.
+        UserError: it does not exist, cannot be downloaded, is damaged or unsafe, or holds no vision transformer.
     """
     if not Path(source).expanduser().exists() and timm.is_model(source.removeprefix("timm/")):
         return timm_format.download(source)
@@ -42,14 +42,14 @@ def local(source: str) -> Path:
     """The file or folder that a path or the name of a hub repository stands for; a repository is downloaded.
 
     Raises:
-        UserError: there is no such path, or the repository cannot be fetched.
+        UserError: there is no such path, or the repository cannot be downloaded.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
     name = source.removeprefix("hf-hub:")
-    is_beside_others = "/" in source and path.parent.is_dir()  # runs/nope, where there is runs/
-    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES) or is_beside_others
+    parent_exists = "/" in source and path.parent.is_dir()  # runs/nope, where there is runs/
+    is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES) or parent_exists
     if not is_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return hugging_face.download(name)
     near = [] if is_path else get_close_matches(source, timm.list_models(), 1)
@@ -57,21 +57,20 @@ def local(source: str) -> Path:
     raise UserError(f"{source}: there is no such {kinds}" + (f": did you mean {near[0]}?" if near else ""))
 
 
-def _read_file(path: Path, name: str, trust: Sequence[str]) -> Source:
+def _read_file(path: Path, name: str, trust: Sequence[str]) -> Weights:
     content = read_file(path)
     saved = from_checkpoint(content, path, trust)
     if saved is not None:
-        return as_source(saved, name)
-    source = fair.read(content, name) or google.read(content, name) or timm_format.read(content, name)
-    if source is None:
+        return as_weights(saved, name)
+    weights = fair.read(content, name) or google.read(content, name) or timm_format.read(content, name)
+    if weights is None:
         raise unreadable(name, f"none of its {len(content)} entries is the patch embedding of timm, FAIR or Google")
-    return source
+    return weights
 
 
-def _read_folder(folder: Path, name: str, trust: Sequence[str]) -> Source:
+def _read_folder(folder: Path, name: str, trust: Sequence[str]) -> Weights:
     if find_saved(folder) is not None:
-        return as_source(read_saved(folder, trust), name)
+        return as_weights(read_saved(folder, trust), name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no weights: a run directory, a bundle, or a folder with config.json is wanted")
-    source = timm_format.read_folder(folder, name) if "architecture" in read_json(folder / "config.json") else None
-    return source or hugging_face.read_folder(folder, name)
+        raise UserError(f"{folder} holds no weights: must be a run directory, a bundle, or a folder with config.json")
+    return timm_format.read_folder(folder, name) or hugging_face.read_folder(folder, name)

@@ -1,6 +1,6 @@
-"""Positions for another grid, patch projections for another patch size or number of channels. Pure tensor functions.
+"""Positions for another grid, patch projections for another patch size or number of channels: pure tensor functions.
 
-The resampling itself is timm's; here it is said which rows are whose.
+The resampling itself is timm's.
 
 Shapes: N = grid_h * grid_w patches, D width, C channels, (patch_h, patch_w) pixels.
 """
@@ -16,7 +16,7 @@ from vitmae.tokens.positions import sincos_positions
 
 
 def square_grid(num_patches: int) -> Size | None:
-    """The grid of a position table that does not say what it was made for; None if it can be no square."""
+    """The grid of so many patches if it is a square; None if it cannot be one."""
     side = isqrt(max(num_patches, 0))
     return (side, side) if side and side * side == num_patches else None
 
@@ -30,7 +30,7 @@ def resample_positions(table: Tensor, old: Size, new: Size, num_prefix_tokens: i
 
 
 def is_sincos(patches: Tensor, grid_size: Size) -> bool:
-    """Whether patch positions (1, N, D) are the fixed sine-cosine ones of their grid."""
+    """Whether patch positions (1, N, D) are the fixed sine-cosine positions of their grid."""
     if patches.shape[2] % 4:
         return False
     return torch.allclose(patches.float().cpu(), sincos_positions(grid_size, patches.shape[2]), atol=1e-4)
@@ -39,8 +39,8 @@ def is_sincos(patches: Tensor, grid_size: Size) -> bool:
 def resample_projection(weight: Tensor, patch_size: Size, in_chans: int) -> Tensor:
     """A patch projection for other patches: (D, C_old, h_old, w_old) -> (D, C, patch_h, patch_w).
 
-    Sizes: the kernel that answers a resized patch as the old one answered the patch (https://arxiv.org/abs/2212.08013,
-    section 3.4). Channels: see `adapt_channels`.
+    Sizes: the new kernel gives for a resized patch what the old kernel gives for the patch
+    (https://arxiv.org/abs/2212.08013, section 3.4). Channels: see `adapt_channels`.
     """
     return resample_patch_embed(adapt_channels(weight, in_chans), list(patch_size), verbose=False)
 
@@ -48,9 +48,9 @@ def resample_projection(weight: Tensor, patch_size: Size, in_chans: int) -> Tens
 def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     """A first convolution for other channels: (D, C_old, h, w) -> (D, C, h, w).
 
-    One channel: the sum, which answers a grey image as the old kernel did its three equal channels. More: the old
-    channels over and over, scaled by C_old / C, so that answers keep their size; exact for one channel shown C times.
-    From three channels this is what timm does.
+    To one channel: the sum, which gives for a grey image what the old kernel gives for three equal channels. To more:
+    the old channels repeated and scaled by C_old / C, which keeps the size of the outputs. From three channels, timm
+    does the same.
     """
     old = weight.shape[1]
     if in_chans == old:

@@ -1,10 +1,11 @@
-"""This project's own models: a checkpoint, a run directory, or a bundle; read, and built again.
+"""Read this project's own models (a checkpoint, a run directory, a bundle) and build them again.
 
-    run directory   `runs/<date>/<time>-<name>/`, which stands for its best checkpoint, or else its last
+    run directory   `runs/<date>/<time>-<name>/`: its best checkpoint, or its last if there is no best
     checkpoint      Lightning's file with `vitmae_config`, the settings of the run
     bundle          a folder with `model.safetensors` and `model.json`
 
-Building again calls what the settings name, so they are read only if they name what a file may (`vitmae.classes`).
+Building calls the classes that the settings name, so settings that name others than a file may (`vitmae.classes`) are
+refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from vitmae.errors import UserError
 from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
 from vitmae.tensor_files import read_file, read_json
 from vitmae.tokens.patches import Size, pair
-from vitmae.weights.source import Source
+from vitmae.weights.translation import Weights
 
 _CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
@@ -36,8 +37,8 @@ class Saved:
         path: the file or folder that was read.
         state: of the objective, under its own names.
         settings: of the run, as plain values.
-        facts: what else is known, as far as it is: ``class_names``, ``crop_pct``, ``metrics``, ``license`` and
-            ``initial_weights``, ``git_commit``.
+        facts: what else is known; may hold ``class_names``, ``crop_pct``, ``metrics``, ``license``,
+            ``initial_weights`` and ``git_commit``.
     """
 
     path: Path
@@ -57,29 +58,29 @@ class Saved:
 
     @property
     def is_full(self) -> bool:
-        """Whether the decoder or head is there too."""
+        """Whether it has the decoder or head too."""
         return bool(self.facts.get("what", "full") == "full")
 
     @property
     def img_size(self) -> Size:
-        """(H, W) of the images that it sees."""
+        """(H, W) of its images."""
         return pair(self.settings["backbone"]["img_size"])
 
     @property
     def crop_pct(self) -> float:
-        """The share of an image's shorter side that its run's validation kept, or keeps by the rule."""
-        known = self.facts.get("crop_pct")  # a run of an earlier version does not say
+        """The share of an image's shorter side that validation crops out."""
+        known = self.facts.get("crop_pct")  # runs of earlier versions do not save it
         return known or kept_share(self.settings.get("data", {}).get("crop_pct"), self.img_size)
 
     def at_size(self, img_size: Size) -> "Saved":
         """The same weights under the settings of another image size (H, W)."""
         settings = {**self.settings, "backbone": {**self.settings["backbone"], "img_size": list(img_size)}}
-        facts = {name: fact for name, fact in self.facts.items() if name != "crop_pct"}  # null may differ here
+        facts = {name: fact for name, fact in self.facts.items() if name != "crop_pct"}  # null depends on the size
         return replace(self, settings=settings, facts=facts)
 
 
 def find_saved(path: Path) -> Path | None:
-    """The checkpoint or bundle that a path stands for; None if nothing of this project lies there."""
+    """The checkpoint or bundle that a path stands for; None if there is none."""
     if path.is_dir():
         if (path / "model.json").is_file():
             return path
@@ -89,7 +90,7 @@ def find_saved(path: Path) -> Path | None:
 
 
 def home_of(path: Path) -> Path:
-    """Where things made of a checkpoint or bundle belong: its run's directory, or the folder that it lies in."""
+    """Where files made from a checkpoint or bundle are saved: its run's directory, or the folder that it lies in."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
@@ -97,11 +98,12 @@ def read_saved(path: Path, trust: Sequence[str] = ()) -> Saved:
     """Read a checkpoint, a run directory or a bundle.
 
     Args:
-        path: of it.
-        trust: classes that its settings may build beside those of `vitmae.classes`.
+        path: of the file or folder.
+        trust: further classes that its settings may build, see `vitmae.classes`.
 
     Raises:
-        UserError: there is none, it is damaged, not of this project, from a newer version, or builds what it may not.
+        UserError: there is none, or it is damaged, not of this project, from a newer version, or names a class that
+            it may not build.
     """
     found = find_saved(path)
     if found is None:
@@ -116,7 +118,7 @@ def from_checkpoint(content: Mapping[str, Any], path: Path, trust: Sequence[str]
     """A checkpoint from its content; None if it is not of this project.
 
     Raises:
-        UserError: it was written by a newer version, is damaged, or builds what it may not.
+        UserError: it was written by a newer version, is damaged, or names a class that it may not build.
     """
     if not is_checkpoint(content):
         return None
@@ -141,7 +143,7 @@ def _read_bundle(folder: Path, trust: Sequence[str]) -> Saved:
 
 
 def _checked(saved: Saved, trust: Sequence[str]) -> Saved:
-    """Say of what cannot be built again what is wrong with it, while it is known where it lies."""
+    """Refuse what cannot be built, with the path in the message."""
     settings = saved.settings if isinstance(saved.settings, Mapping) else {}
     nodes = {part: settings.get(part) for part in ("model", "backbone")}
     if not all(isinstance(node, Mapping) and "_target_" in node for node in nodes.values()):
@@ -156,15 +158,15 @@ def _checked(saved: Saved, trust: Sequence[str]) -> Saved:
     return saved
 
 
-def as_source(saved: Saved, name: str) -> Source:
-    """Weights to load into another model; what was measured of the data (mean, deviation, baselines) stays behind."""
+def as_weights(saved: Saved, name: str) -> Weights:
+    """Weights for another model, without what was measured on the data (mean, deviation, baselines)."""
     with torch.device("meta"):
         objective = build_objective(saved)
     measured = {name for name, _ in objective.named_buffers() if "." not in name}
     state = {name: tensor for name, tensor in saved.state.items() if name not in measured}
     ema_decay = saved.settings["model"]["optimizer"].get("ema_decay")
-    notes = (f"the average that its training kept (EMA, {ema_decay:g})",) if ema_decay else ()
-    return Source(
+    notes = (f"the averaged weights of its training (EMA, {ema_decay:g})",) if ema_decay else ()
+    return Weights(
         name,
         f"this project's {saved.objective}",
         state,
@@ -180,17 +182,17 @@ def build_backbone(settings: Mapping[str, Any]) -> Backbone:
     """The backbone of a run's settings, with fresh weights.
 
     Raises:
-        UserError: what the backbone itself refuses.
+        UserError: the backbone refuses its settings.
     """
     backbone: Backbone = build(settings["backbone"])
     return backbone
 
 
 def build_objective(saved: Saved) -> Any:
-    """The objective of a run's settings, with fresh weights and the data's own mean and deviation.
+    """The objective of a run's settings, with fresh weights and the saved mean and deviation.
 
     Raises:
-        UserError: what the objective itself refuses.
+        UserError: the objective refuses its settings.
     """
     node = dict(saved.settings["model"])
     if "num_classes" in node:
@@ -200,7 +202,7 @@ def build_objective(saved: Saved) -> Any:
 
 
 def _num_classes(saved: Saved, configured: int | None) -> int:
-    """As many as the head has rows, else as configured or as there are names; without a head any number will do."""
+    """The rows of the head; without its weights, the configured number or that of the names; 1 for an encoder alone."""
     if not saved.is_full:
         return 1
     if "head.bias" in saved.state:
@@ -209,10 +211,10 @@ def _num_classes(saved: Saved, configured: int | None) -> int:
 
 
 def rebuild(saved: Saved) -> Any:
-    """The objective as it was saved, in eval mode; of an encoder alone, all else in it is fresh.
+    """The objective as it was saved, in eval mode; if only the encoder is saved, the rest is fresh.
 
     Raises:
-        UserError: see `build_objective`, and if the weights are not those of the settings.
+        UserError: the objective refuses its settings, or the weights are not those of the settings.
     """
     objective = build_objective(saved)
     try:

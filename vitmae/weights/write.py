@@ -1,13 +1,13 @@
-"""A model of this project -> files for elsewhere, one format each; read back, they are the same tensors.
+"""Write a model of this project in one of these formats; read again, the tensors are the same.
 
-    bundle         all there is, for this project
+    bundle         this project opens it; it holds everything
     timm           `timm.create_model` opens it
     hf             Hugging Face's library opens it
     fair           the MAE authors' code opens it
     onnx           onnxruntime runs it
     torch_export   torch runs it without this project
 
-`full` has the decoder or head, `encoder` has not.
+`full` has the decoder or head, `encoder` does not.
 """
 
 import shutil
@@ -35,19 +35,19 @@ _WRITERS: dict[str, Callable[[Any, Saved, str, Path], None]] = {
 
 
 def write_weights(saved: Saved, layout: Layout, what: What, folder: Path) -> list[Path]:
-    """Export a model; a failure leaves nothing behind.
+    """Export a model; a failure leaves no files.
 
     Args:
-        saved: see `vitmae.weights.saved.read`.
+        saved: see `vitmae.weights.saved.read_saved`.
         layout: the format.
         what: with decoder or head, or without.
-        folder: to be made; it must not be there yet.
+        folder: a new one, or an empty one.
 
     Returns:
         The files that were written.
 
     Raises:
-        UserError: the folder is there already or cannot be made, or the format cannot hold the model.
+        UserError: the folder exists and is not empty, or it cannot be made, or the format cannot hold the model.
     """
     if layout not in get_args(Layout) or what not in get_args(What):
         raise UserError(

@@ -191,7 +191,7 @@ def test_a_hub_name_is_read_from_the_cache(tmp_path, offline, prefix):
     in_the_hubs_cache(offline, "facebook/vit-mae-base", tmp_path / "model")
     report = load_weights(mae(), prefix + "facebook/vit-mae-base")
     assert report.share("encoder") == 1.0
-    assert report.source.license == "cc-by-nc-4.0"
+    assert report.weights.license == "cc-by-nc-4.0"
 
 
 def test_a_hub_name_without_a_network_is_one_clear_line(offline):

@@ -1,4 +1,4 @@
-"""The bundle: this project's own artefact, a folder that says all that is needed to use a model and to judge it.
+"""The bundle, this project's own format: a folder with all that is needed to use a model and to judge it.
 
     model.safetensors   the weights
     model.json          architecture, grid, channels, mean and std, objective, target, class names, licence, metrics,
@@ -18,11 +18,9 @@ from vitmae.runs.checkpoint_file import FORMAT
 from vitmae.weights.model_card import model_card
 from vitmae.weights.saved import Saved
 
-_DATA_STATISTICS = ("mean", "std")
-
 
 def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
-    """Write the three files; every model can be held.
+    """Write the three files, of any model.
 
     Args:
         objective: as `rebuild` makes it.
@@ -30,10 +28,10 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         what: full, or encoder: the backbone with the mean and deviation that it was trained with.
         folder: an existing one.
     """
-    about = describe(objective, saved, what)
+    about = _about(objective, saved, what)
     state = saved.state
     if what == "encoder":
-        state = {name: t for name, t in state.items() if name.startswith("backbone.") or name in _DATA_STATISTICS}
+        state = {name: t for name, t in state.items() if name.startswith("backbone.") or name in ("mean", "std")}
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()},
         folder / "model.safetensors",
@@ -43,7 +41,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
+def _about(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
     """The content of model.json."""
     backbone = objective.backbone
     architecture: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
     {"model": {timm's names for the encoder, decoder_embed, mask_token, decoder_pos_embed, decoder_blocks, ...}}
 
-The same code writes encoders alone (`mae_pretrain_vit_base.pth`), encoders with a decoder (`…_full.pth`, and what a
-user trains with it) and classifiers (`mae_finetuned_…`).
+The same code writes encoders alone (`mae_pretrain_vit_base.pth`), encoders with a decoder (`…_full.pth`, and every
+file of a user's training) and classifiers (`mae_finetuned_…`).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,15 @@ import torch
 
 from vitmae.weights.formats.plain_vit import cannot_hold, require_encoder_only, require_plain_vit
 from vitmae.weights.saved import Saved
-from vitmae.weights.source import ENCODER, Source, from_timm, published_license, translate, without_prefix
+from vitmae.weights.translation import (
+    ENCODER,
+    Weights,
+    from_timm,
+    published_license,
+    rename_start,
+    translate,
+    without_prefix,
+)
 
 _DECODER = {
     "decoder_embed.": "decoder.embed.",
@@ -24,15 +32,15 @@ _DECODER = {
     "decoder_norm.": "decoder.norm.",
     "decoder_pred.": "decoder.pred.",
 }
-"""Names there and names here; a full stop at the end stands for all that follows."""
+"""Starts of the names in a file -> of this project's names, see `rename_start`."""
 
 
-def read(content: Mapping[str, Any], name: str) -> Source | None:
-    """Translate such a file; None if it is none.
+def read(content: Mapping[str, Any], name: str) -> Weights | None:
+    """Translate such a file; None if it has another format.
 
     Args:
         content: of the file.
-        name: what the user calls it.
+        name: as the user wrote it.
     """
     if not isinstance(content.get("model"), Mapping):
         return None
@@ -46,23 +54,17 @@ def read(content: Mapping[str, Any], name: str) -> Source | None:
     notes: tuple[str, ...] = ()
     if license_name is None and parts != "classifier":
         notes = ("if these are the weights that the MAE authors published, their licence is CC-BY-NC-4.0",)
-    return Source(name, f"FAIR's layout, {parts}", state, names, unknown, license=license_name, notes=notes)
+    return Weights(name, f"FAIR's layout, {parts}", state, names, unknown, license=license_name, notes=notes)
 
 
 def from_fair(name: str) -> str | None:
     """The MAE authors' name in this project."""
-    for theirs, ours in _DECODER.items():
-        if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
-            return ours + name.removeprefix(theirs)
-    return from_timm(name)
+    return rename_start(name, _DECODER) or from_timm(name)
 
 
 def to_fair(name: str) -> str:
     """This project's name in the MAE authors' code."""
-    for theirs, ours in _DECODER.items():
-        if name == ours or (ours.endswith(".") and name.startswith(ours)):
-            return theirs + name.removeprefix(ours)
-    return name.removeprefix(ENCODER)
+    return rename_start(name, {ours: theirs for theirs, ours in _DECODER.items()}) or name.removeprefix(ENCODER)
 
 
 def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
@@ -77,18 +79,18 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     Raises:
         UserError: the MAE authors' code has no such model.
     """
-    backbone, architecture = objective.backbone, objective.published_as
+    backbone, published_as = objective.backbone, objective.published_as
     require_plain_vit(backbone, "fair")
-    if architecture is None:
+    if published_as is None:
         require_encoder_only(saved.objective, what, "fair")
-    if architecture == "vit_classifier" and what == "full" and objective.pool == "map":
+    if published_as == "vit_classifier" and what == "full" and objective.pool == "map":
         raise cannot_hold("fair", "its classifiers read CLS or the average, and this one pools by attention")
     if backbone.grid_size[0] != backbone.grid_size[1] or backbone.patch_size[0] != backbone.patch_size[1]:
-        raise cannot_hold("fair", "its files do not say their grid, which is taken for a square")
+        raise cannot_hold("fair", "its files do not say their grid, and readers take it for a square")
     kept = ("backbone.", "decoder.", "head.", "fc_norm.") if what == "full" else ("backbone.",)
     tensors = {to_fair(name): tensor for name, tensor in saved.state.items() if name.startswith(kept)}
     content: dict[str, Any] = {"model": tensors}
     if saved.facts.get("license"):
         content["license"] = saved.facts["license"]
-    name = {"vit_mae": "mae", "vit_classifier": "finetune"}[architecture] if what == "full" else "encoder"
+    name = {"vit_mae": "mae", "vit_classifier": "finetune"}[published_as] if what == "full" else "encoder"
     torch.save(content, folder / f"{name}.pth")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitmae.weights.source import ENCODER, Source
+from vitmae.weights.translation import ENCODER, Weights
 
 _PREFIXES = ("", "opt/target/", "params/", "params/img/")
 _LANDMARK = "embedding/kernel"
@@ -43,18 +43,18 @@ _IN_POOL = (
 )
 
 
-def read(content: Mapping[str, Tensor], name: str) -> Source | None:
-    """Translate such a file; None if the file is of another kind.
+def read(content: Mapping[str, Tensor], name: str) -> Weights | None:
+    """Translate such a file; None if it has another format.
 
     Args:
         content: arrays by their names.
-        name: of the file, as the user gave it.
+        name: as the user wrote it.
     """
     prefix = next((prefix for prefix in _PREFIXES if prefix + _LANDMARK in content), None)
     if prefix is None:
         return None
     arrays = {key.removeprefix(prefix): array for key, array in content.items() if key.startswith(prefix)}
-    # a hybrid whose ResNet is only a stem has no stages, and timm gives its stem another name
+    # timm gives the stem another name in a hybrid whose ResNet has no stages
     stem = "patch_embed.backbone." + ("stem." if any(key.startswith("block") for key in arrays) else "")
     state, names, unknown = {}, {}, []
     for theirs, array in _stack_qkv(_split_blocks(arrays)).items():
@@ -63,11 +63,11 @@ def read(content: Mapping[str, Tensor], name: str) -> Source | None:
             unknown.append(theirs)
         else:
             state[ours], names[ours] = _in_torch_order(theirs, array), theirs
-    return Source(name, "Google's npz", state, names, tuple(unknown))
+    return Weights(name, "Google's npz", state, names, tuple(unknown))
 
 
 def _split_blocks(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One array per block, also in files that stack all blocks along the first axis of one array."""
+    """One array per block, also for files that stack all blocks along the first axis."""
     split: dict[str, Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("Transformer/encoderblock/"):
@@ -79,7 +79,7 @@ def _split_blocks(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stack_qkv(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value as one array per block, (D, 3, heads, D / heads); in attention pooling key and value."""
+    """Query, key and value as one array per block, (D, 3, heads, D / heads); in attention pooling, key and value."""
     stacked = {}
     for name, array in arrays.items():
         attention = re.fullmatch(r"(.*Attention_\d)/(query|key|value)/(.*)", name)
@@ -95,7 +95,7 @@ def _stack_qkv(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(name: str, stem: str) -> str | None:
-    """A name here; None where there is none (`pre_logits`, optimiser state)."""
+    """Google's name in this project; None if there is none (`pre_logits`, optimiser state)."""
     if name in _NAMES:
         return ENCODER + _NAMES[name]
     if name == "MAPHead_0/probe":
@@ -106,7 +106,7 @@ def _rename(name: str, stem: str) -> str | None:
 
 
 def _rename_layer(path: str, stem: str) -> str | None:
-    """The name here of a layer there; None where there is none."""
+    """The name of Google's layer in this project; None if there is none."""
     if path == "head":
         return "head"
     if found := re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)", path):
@@ -118,7 +118,7 @@ def _rename_layer(path: str, stem: str) -> str | None:
     if path in ("conv_root", "gn_root"):
         return f"{ENCODER}{stem}{'conv' if path == 'conv_root' else 'norm'}"
     if found := re.fullmatch(r"block(\d+)/unit(\d+)/(conv|gn)(\d|_proj)", path):
-        stage, unit = int(found[1]) - 1, int(found[2]) - 1  # counted from 1 there
+        stage, unit = int(found[1]) - 1, int(found[2]) - 1  # Google counts from 1
         layer = "conv" if found[3] == "conv" else "norm"
         layer = f"downsample.{layer}" if found[4] == "_proj" else layer + found[4]
         return f"{ENCODER}patch_embed.backbone.stages.{stage}.blocks.{unit}.{layer}"
@@ -130,7 +130,7 @@ def _first_match(patterns: tuple[tuple[str, str], ...], text: str) -> str | None
 
 
 def _in_torch_order(name: str, array: Tensor) -> Tensor:
-    """An array in the order of axes of torch's layers."""
+    """An array with its axes in the order of torch's layers."""
     array = array.float()
     if name.endswith(("cls", "pos_embedding", "probe")):
         return array
@@ -141,4 +141,4 @@ def _in_torch_order(name: str, array: Tensor) -> Tensor:
         return (array.flatten(0, 1) if "/out/" in name else array.flatten(1)).T.contiguous()
     if name.endswith("/kernel"):
         return array.permute(3, 2, 0, 1).contiguous() if array.ndim == 4 else array.T.contiguous()
-    return array.flatten()  # group norms are kept as (1, 1, 1, C)
+    return array.flatten()  # group norms are saved as (1, 1, 1, C)

@@ -1,13 +1,13 @@
-"""The computation itself as a file: ONNX, or torch.export's program; the batch may have any size.
+"""The computation as a file, for any batch size: ONNX, or torch.export's program.
 
-Normalisation is inside: images go in as float32 in [0, 1].
+The graph normalises: it takes images as float32 in [0, 1].
 
     encoder               images (B, C, H, W) -> latent (B, prefix + N, D)
     full, vit_classifier  images -> logits (B, K)
-    full, vit_mae         images, noise (B, N) -> prediction (B, N, P), mask (B, N), True where hidden: the patches of
-                          least noise are visible, as many as the mask ratio of the training leaves
+    full, vit_mae         images, noise (B, N) -> prediction (B, N, P), mask (B, N), True where hidden; the patches with
+                          the least noise are visible, as many as the mask ratio of training leaves
 
-`full` asks what the objective is published as (`Objective.published_as`).
+`Objective.published_as` decides which graph `full` is.
 """
 
 from pathlib import Path
@@ -70,7 +70,7 @@ def write_onnx(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         folder: an existing one.
 
     Raises:
-        UserError: what is asked for cannot be one graph, or the packages for it are not installed.
+        UserError: the model cannot be one graph, or the packages for it are not installed.
     """
     try:
         import onnx  # noqa: F401 (used by torch)
@@ -88,7 +88,7 @@ def write_torch_export(objective: Any, saved: Saved, what: str, folder: Path) ->
     Args: as `write_onnx`.
 
     Raises:
-        UserError: what is asked for cannot be one graph.
+        UserError: the model cannot be one graph.
     """
     program, _, _ = _program(objective, saved, what, "torch_export")
     torch.export.save(program, folder / "model.pt2")

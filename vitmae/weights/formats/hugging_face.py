@@ -1,9 +1,9 @@
-"""Hugging Face's ViT and ViTMAE, read from a folder or a hub repository and written, without their library.
+"""Hugging Face's ViT and ViTMAE, read and written without their library.
 
-Two sets of names are about: those that the files on the hub have (`encoder.layer.0.attention.attention.query`), which
-is what is written here, and those that newer versions of the library have in memory (`layers.0.attention.q_proj`).
-
-Written: a folder that the library opens by itself, as ViTMAEForPreTraining, ViTForImageClassification or ViTModel.
+Read: a folder or a hub repository. Its tensors have the names of the files on the hub
+(`encoder.layer.0.attention.attention.query`), or those of newer versions of the library (`layers.0.attention.q_proj`).
+Written: a folder with the hub's names, which the library opens as ViTMAEForPreTraining, ViTForImageClassification or
+ViTModel.
 """
 
 import json
@@ -18,16 +18,24 @@ from torch import Tensor
 
 from vitmae.errors import UserError
 from vitmae.tensor_files import read_file, read_json
-from vitmae.tokens.patches import Size, pair
+from vitmae.tokens.patches import pair
 from vitmae.weights.formats.plain_vit import cannot_hold, require_encoder_only, require_plain_vit
 from vitmae.weights.saved import Saved
-from vitmae.weights.source import ENCODER, Source, not_fetched, published_license, translate, unreadable
+from vitmae.weights.translation import (
+    ENCODER,
+    Weights,
+    not_fetched,
+    published_license,
+    rename_start,
+    translate,
+    unreadable,
+)
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LANDMARK = "embeddings.patch_embeddings.projection.weight"
 
 _QKV = {"q": "query", "k": "key", "v": "value"}
-_TO_HUB: tuple[tuple[re.Pattern[str], Any], ...] = (
+_NEWER: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"^decoder\.(decoder_encoder\.layer|decoder_layers)\."), "decoder.decoder_layers."),
     (re.compile(r"^layers\."), "encoder.layer."),
     (re.compile(r"\.attention\.([qkv])_proj\."), lambda m: f".attention.attention.{_QKV[m[1]]}."),
@@ -35,9 +43,9 @@ _TO_HUB: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\.mlp\.fc1\."), ".intermediate.dense."),
     (re.compile(r"\.mlp\.fc2\."), ".output.dense."),
 )
-"""From the names in memory, and those that 5.x writes, to the hub's."""
+"""Patterns in the names of newer versions of the library -> the hub's."""
 
-NAMES = {
+_NAMES = {
     "embeddings.cls_token": ENCODER + "cls_token",
     "embeddings.position_embeddings": ENCODER + "pos_embed",
     "embeddings.patch_embeddings.projection.": ENCODER + "patch_embed.proj.",
@@ -51,9 +59,10 @@ NAMES = {
     "decoder.decoder_pred.": "decoder.pred.",
     "classifier.": "head.",
 }
-"""Names there and names here; a full stop at the end stands for all that follows."""
+"""Starts of the hub's names -> of this project's, see `rename_start`."""
 
-IN_BLOCK = {
+_BLOCK = re.compile(r"(.+\.blocks\.\d+\.)(.+)")
+_IN_BLOCK = {
     "layernorm_before.": "norm1.",
     "attention.attention.qkv.": "attn.qkv.",
     "attention.output.dense.": "attn.proj.",
@@ -61,14 +70,17 @@ IN_BLOCK = {
     "intermediate.dense.": "mlp.fc1.",
     "output.dense.": "mlp.fc2.",
 }
-"""The same within a block, after its number; query, key and value are one tensor here."""
+"""The same behind a block's number, where query, key and value are one tensor."""
 
 
 def download(name: str) -> Path:
-    """The folder of a hub repository's weights and settings, from the cache or the hub; a bundle may lie there too.
+    """Download a hub repository's weights and settings, unless they are in the cache; it may also hold a bundle.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: there is no such repository, or it cannot be fetched.
+        UserError: there is no such repository, or it cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -82,7 +94,7 @@ def download(name: str) -> Path:
     return folder
 
 
-def read_folder(folder: Path, name: str) -> Source:
+def read_folder(folder: Path, name: str) -> Weights:
     """Translate a folder that `save_pretrained` wrote.
 
     Raises:
@@ -91,63 +103,64 @@ def read_folder(folder: Path, name: str) -> Source:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("vit", "vit_mae"):
-        raise unreadable(name, f"its model_type is {kind}, and of Hugging Face's models vit and vit_mae are read")
-    tensors = _hub_names(_tensors(folder))
+        raise unreadable(name, f"its model_type is {kind}; must be vit or vit_mae")
+    tensors = _hub_names(_read_tensors(folder))
     if not tensors:
         raise unreadable(name, f"it has no {_LANDMARK}")
-    state, names, unknown = translate(_fuse(tensors), from_hub)
+    state, names, unknown = translate(_fuse(tensors), _from_hub)
     names = {ours: re.sub(r"\.qkv\.", ".{query,key,value}.", theirs) for ours, theirs in names.items()}
     architecture = (config.get("architectures") or ["ViTMAEForPreTraining" if kind == "vit_mae" else "ViTModel"])[0]
     origin = f"{name} {config.get('_name_or_path', '')}"
     eps = config.get("layer_norm_eps", 1e-12)
     notes = () if eps == 1e-6 else (f"layer norms have eps {eps} there and 1e-6 here: outputs differ by about 1e-6",)
-    return Source(
+    (height, width), (patch_h, patch_w) = pair(config.get("image_size", 224)), pair(config.get("patch_size", 16))
+    return Weights(
         name,
         f"Hugging Face {architecture}",
         state,
         names,
         unknown,
-        _grid(config),
+        (height // patch_h, width // patch_w),
         published_license(origin) or _card_license(folder),
         notes,
     )
 
 
-def from_hub(name: str) -> str | None:
-    """A hub file's name, query, key and value fused, in this project."""
-    for theirs, ours in NAMES.items():
-        if name == theirs:
-            return ours
-        if theirs.endswith(".") and name.startswith(theirs):
-            rest = name.removeprefix(theirs)
-            return ours + rest if not ours.endswith("blocks.") else _in_block(ours, rest)
-    return None
+def _from_hub(name: str) -> str | None:
+    """The hub's name, with query, key and value fused, in this project; None if there is none."""
+    ours = rename_start(name, _NAMES)
+    block = _BLOCK.fullmatch(ours or "")
+    if block is None:
+        return ours
+    part = rename_start(block[2], _IN_BLOCK)
+    return part and block[1] + part
 
 
-def _in_block(ours: str, rest: str) -> str | None:
-    number, _, part = rest.partition(".")
-    for theirs, here in IN_BLOCK.items():
-        if part.startswith(theirs):
-            return f"{ours}{number}.{here}{part.removeprefix(theirs)}"
-    return None
+def _to_hub(name: str) -> str:
+    """This project's name on the hub, with query, key and value fused."""
+    if block := _BLOCK.fullmatch(name):
+        name = f"{block[1]}{rename_start(block[2], {ours: theirs for theirs, ours in _IN_BLOCK.items()})}"
+    hub = rename_start(name, {ours: theirs for theirs, ours in _NAMES.items()})
+    assert hub is not None, f"{name} has passed as a plain ViT's"
+    return hub
 
 
 def _hub_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the model's own prefix `vit.`, and those of the hub throughout."""
+    """Tensors by the hub's names, without the prefix `vit.`; empty if there is no patch embedding."""
     prefix = next((name.removesuffix(_LANDMARK) for name in tensors if name.endswith(_LANDMARK)), None)
     if prefix is None:
         return {}
     renamed = {}
     for name, tensor in tensors.items():
         hub = name.removeprefix(prefix)
-        for pattern, replacement in _TO_HUB:
+        for pattern, replacement in _NEWER:
             hub = pattern.sub(replacement, hub)
         renamed[hub] = tensor
     return renamed
 
 
 def _fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stack query, key and value into one tensor, as they are here."""
+    """Query, key and value as one tensor per block, as this project has them."""
     fused = {}
     for name, tensor in tensors.items():
         before, _, after = name.partition(".attention.attention.")
@@ -160,8 +173,8 @@ def _fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
-    """The weights of a folder, in one file or in several that an index names."""
+def _read_tensors(folder: Path) -> dict[str, Any]:
+    """The weights of a folder, from one file or from several that an index names."""
     file = next((folder / file for file in _FILES if (folder / file).exists()), None)
     if file is None:
         raise UserError(f"{folder} has a config.json, but no {_FILES[0]} or {_FILES[2]} beside it")
@@ -175,11 +188,6 @@ def _tensors(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def _grid(config: Mapping[str, Any]) -> Size:
-    (height, width), (patch_h, patch_w) = pair(config.get("image_size", 224)), pair(config.get("patch_size", 16))
-    return height // patch_h, width // patch_w
-
-
 def _card_license(folder: Path) -> str | None:
     """The licence in the model card's header."""
     card = folder / "README.md"
@@ -188,8 +196,7 @@ def _card_license(folder: Path) -> str | None:
     return found[1].lower() if found and header.startswith("---") else None
 
 
-_BLOCKS = re.compile(r"^(backbone\.vit|decoder)\.blocks\.(\d+)\.(.+)$")
-_BICUBIC = 3  # in Pillow's counting
+_BICUBIC = 3  # Pillow's number for it
 _ARCHITECTURES = {"vit_mae": "ViTMAEForPreTraining", "vit_classifier": "ViTForImageClassification"}
 
 
@@ -212,49 +219,34 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     architecture = _ARCHITECTURES[objective.published_as] if what == "full" else "ViTModel"
     pool = objective.pool if objective.published_as == "vit_classifier" else "cls"
     if pool == "avg" or (pool == "map" and what == "full"):
-        raise cannot_hold(
-            "hf",
-            f"its ViT reads CLS after a final norm, and this one has pool={pool}",
-            "export format=timm or format=bundle",
-        )
-    is_mae = architecture == "ViTMAEForPreTraining"
+        raise cannot_hold("hf", f"its ViT reads CLS, not pool={pool}", "export format=timm or format=bundle")
     is_square = len({*backbone.img_size}) == len({*backbone.patch_size}) == 1
-    if is_mae and not is_square:
-        raise cannot_hold("hf", "its ViTMAE has square images and patches only", "export what=encoder")
+    if architecture == "ViTMAEForPreTraining" and not is_square:
+        raise cannot_hold("hf", "Hugging Face's ViTMAE has square images and patches only", "export what=encoder")
     tensors: dict[str, Tensor] = {}
     for name, tensor in saved.state.items():
         if "." in name and (what == "full" or name.startswith(ENCODER)):
-            tensors |= _to_hub(name, tensor, inside=architecture != "ViTModel")
+            # models with a head or a decoder name their encoder vit.
+            before = "vit." if architecture != "ViTModel" and name.startswith(ENCODER) else ""
+            tensors |= _split(before + _to_hub(name), tensor)
     config = _config(objective, saved, architecture)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(objective), indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _to_hub(name: str, tensor: Tensor, inside: bool) -> dict[str, Tensor]:
-    """A tensor, or the three it stands for, under the hub's names; `inside` a model that has the encoder as `vit.`."""
-    before = "vit." if inside and name.startswith(ENCODER) else ""
-    hub = before + _hub_name(name)
+def _split(hub: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The reverse of `_fuse` for one tensor."""
     if ".qkv." not in hub:
         return {hub: tensor.contiguous()}
-    parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+    parts = zip(_QKV.values(), tensor.chunk(3), strict=True)
     return {hub.replace(".qkv.", f".{part}."): chunk.contiguous() for part, chunk in parts}
-
-
-def _hub_name(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        if name.startswith(ours):
-            rest = name.removeprefix(ours)
-            if block := _BLOCKS.match(name):
-                there, here = next(pair for pair in IN_BLOCK.items() if block[3].startswith(pair[1]))
-                rest = f"{block[2]}.{there}{block[3].removeprefix(here)}"
-            return theirs + rest
-    raise AssertionError(f"{name} has passed as a plain ViT's")
 
 
 def _config(objective: Any, saved: Saved, architecture: str) -> dict[str, Any]:
     backbone = objective.backbone
     is_mae = architecture == "ViTMAEForPreTraining"
+    sizes = {"image_size": backbone.img_size, "patch_size": backbone.patch_size}
     config: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": "vit_mae" if is_mae else "vit",
@@ -266,8 +258,7 @@ def _config(objective: Any, saved: Saved, architecture: str) -> dict[str, Any]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": backbone.vit.blocks[0].norm1.eps,
-        "image_size": _one_or_two(backbone.img_size),
-        "patch_size": _one_or_two(backbone.patch_size),
+        **{key: size[0] if size[0] == size[1] else list(size) for key, size in sizes.items()},
         "num_channels": backbone.in_chans,
         "qkv_bias": backbone.vit.blocks[0].attn.qkv.bias is not None,
     }
@@ -291,7 +282,7 @@ def _config(objective: Any, saved: Saved, architecture: str) -> dict[str, Any]:
 
 
 def _preprocessor(objective: Any) -> dict[str, Any]:
-    """How their image processor is to prepare images; it resizes without a crop, so all of an image is seen."""
+    """The settings of the library's image processor: it resizes without a crop, so the model sees the whole image."""
     height, width = objective.backbone.img_size
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -304,7 +295,3 @@ def _preprocessor(objective: Any) -> dict[str, Any]:
         "image_mean": objective.mean.flatten().tolist(),
         "image_std": objective.std.flatten().tolist(),
     }
-
-
-def _one_or_two(size: tuple[int, int]) -> int | list[int]:
-    return size[0] if size[0] == size[1] else list(size)

@@ -1,4 +1,4 @@
-"""What the files of other libraries can hold of a model, said before anything is written."""
+"""Which models the files of other libraries can hold, checked before anything is written."""
 
 import re
 from typing import Any
@@ -12,12 +12,12 @@ _IN_BLOCK = re.compile(r"(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(
 
 
 def cannot_hold(layout: str, reason: str, remedy: str = "export format=bundle, which holds all") -> UserError:
-    """One line for an export that the format has no place for."""
+    """The error for a model that the format cannot hold."""
     return UserError(f"format={layout} cannot hold this model: {reason}; {remedy}")
 
 
 def require_timm_vit(backbone: Any, layout: str) -> None:
-    """Refuse a backbone of a user's own, which another library cannot build.
+    """Refuse a backbone that timm cannot build, such as a user's own.
 
     Raises:
         UserError: it is not timm's.
@@ -34,8 +34,8 @@ def require_plain_vit(backbone: Any, layout: str) -> None:
         layout: the format's name, for the message.
 
     Raises:
-        UserError: it is not timm's, or it is a hybrid, has no CLS token or more than that, another block or another
-            activation.
+        UserError: it is not timm's, or it is a hybrid, has no CLS token or register tokens, or has other blocks or
+            another activation.
     """
     require_timm_vit(backbone, layout)
     vit = backbone.vit
@@ -44,7 +44,7 @@ def require_plain_vit(backbone: Any, layout: str) -> None:
     if backbone.num_prefix_tokens != 1 or not backbone.has_cls or vit.no_embed_class:
         raise cannot_hold(
             layout,
-            "a CLS token with a position of its own is wanted, and no register tokens",
+            "its prefix tokens must be one CLS token with its own position, and no register tokens",
             "export format=timm or format=bundle",
         )
     strange = [name for name, _ in vit.blocks.named_parameters() if not _IN_BLOCK.search(name)]

@@ -1,7 +1,7 @@
 """timm's format, read and written.
 
 Read: a model's name, which timm downloads; a file with timm's names; a folder or a hub repository of timm's.
-Written: a folder that timm opens by itself, `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+Written: a folder that timm opens, `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 """
 
 import json
@@ -20,17 +20,25 @@ from vitmae.tensor_files import read_file, read_json
 from vitmae.tokens.patches import Size, pair
 from vitmae.weights.formats.plain_vit import require_encoder_only, require_timm_vit
 from vitmae.weights.saved import Saved
-from vitmae.weights.source import ENCODER, Source, from_timm, not_fetched, published_license, translate, without_prefix
+from vitmae.weights.translation import (
+    ENCODER,
+    Weights,
+    from_timm,
+    not_fetched,
+    published_license,
+    translate,
+    without_prefix,
+)
 
 LANDMARK = "patch_embed.proj.weight"
 _WRAPPERS = ("state_dict", "model")
 
 
-def download(name: str) -> Source:
+def download(name: str) -> Weights:
     """The weights of a timm name, from timm's cache or the hub.
 
     Raises:
-        UserError: timm has none of that name, or they cannot be fetched.
+        UserError: timm has no weights of that name, or they cannot be downloaded.
     """
     model_name = name.removeprefix("timm/")
     if not timm.is_model_pretrained(model_name):
@@ -42,25 +50,25 @@ def download(name: str) -> Source:
         raise not_fetched(name, error) from error
     embed: Any = getattr(model, "patch_embed", None)
     grid_size = pair(embed.grid_size) if getattr(embed, "grid_size", None) else None
-    source = _source(name, f"timm {model_name}", model.state_dict(), grid_size, model.pretrained_cfg.get("license"))
-    if source is None:
+    weights = _weights(name, f"timm {model_name}", model.state_dict(), grid_size, model.pretrained_cfg.get("license"))
+    if weights is None:
         raise UserError(f"{name} is a {type(model).__name__}, not a vision transformer on patches")
-    return source
+    return weights
 
 
-def read(content: Mapping[str, Any], name: str) -> Source | None:
-    """Translate a file with timm's names, bare or wrapped by timm's or Lightning's training; None if it is none."""
+def read(content: Mapping[str, Any], name: str) -> Weights | None:
+    """Translate a file with timm's names, also as timm's or Lightning's training writes it; None for another format."""
     for wrapper in _WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    return _source(name, "timm's names", without_prefix(content, LANDMARK), None, published_license(name))
+    return _weights(name, "timm's names", without_prefix(content, LANDMARK), None, published_license(name))
 
 
-def read_folder(folder: Path, name: str) -> Source | None:
-    """Translate a folder with timm's config.json, as timm's export and the hub have it; None if it is none.
+def read_folder(folder: Path, name: str) -> Weights | None:
+    """Translate a folder with timm's config.json, as timm's export and the hub have it; None for another format.
 
     Raises:
-        UserError: the weights beside it are missing or damaged.
+        UserError: its weights are missing or damaged.
     """
     config = read_json(folder / "config.json")
     if "architecture" not in config:
@@ -72,11 +80,11 @@ def read_folder(folder: Path, name: str) -> Source | None:
     architecture, about = config["architecture"], config.get("pretrained_cfg", {})
     grid_size = _grid(architecture, config.get("model_args", {}))
     tensors = without_prefix(read_file(file), LANDMARK)
-    return _source(name, f"timm {architecture}", tensors, grid_size, about.get("license"))
+    return _weights(name, f"timm {architecture}", tensors, grid_size, about.get("license"))
 
 
 def _grid(architecture: str, arguments: Mapping[str, Any]) -> Size | None:
-    """The patch grid of a model, which is built without memory to see it; None for what timm does not know."""
+    """The patch grid of a model, which is built on the meta device to ask it; None if timm cannot build it."""
     try:
         with torch.device("meta"):
             embed: Any = timm.create_model(architecture, **arguments).patch_embed
@@ -85,13 +93,13 @@ def _grid(architecture: str, arguments: Mapping[str, Any]) -> Size | None:
         return None
 
 
-def _source(
-    name: str, what: str, tensors: Mapping[str, Tensor], grid_size: Size | None, license_name: str | None
-) -> Source | None:
+def _weights(
+    name: str, format_name: str, tensors: Mapping[str, Tensor], grid_size: Size | None, license_name: str | None
+) -> Weights | None:
     if not tensors:
         return None
     state, names, unknown = translate(tensors, from_timm)
-    return Source(name, what, state, names, unknown, grid_size=grid_size, license=license_name)
+    return Weights(name, format_name, state, names, unknown, grid_size=grid_size, license=license_name)
 
 
 _SHAPE = ("img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -117,7 +125,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     pool = "token" if backbone.has_cls else ""
     if is_classifier:
         pool = {"cls": "token", "avg": "avg", "map": "map"}[objective.pool]
-    # what pools belongs to the encoder that was trained with it; the last layer is what tells classes apart
+    # pooling (fc_norm, attn_pool) belongs to the trained encoder; only the last layer is left out
     kept = (ENCODER, "fc_norm.", "attn_pool.", *(["head."] if what == "full" else []))
     tensors = {
         name.removeprefix(ENCODER): tensor.contiguous()

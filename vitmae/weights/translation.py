@@ -1,7 +1,7 @@
-"""Weights from elsewhere under this project's names, and what is known of them.
+"""Weights under this project's names, and what is known about them.
 
-This project's names are those of the modules: `backbone.vit.` and timm's names, `decoder.` and those of
-`vitmae.models.mae.Decoder`, `head.`, `fc_norm.` and `attn_pool.` of a classifier.
+This project's names are those of its modules: `backbone.vit.` with timm's names, `decoder.` with those of
+`vitmae.models.mae.Decoder`, and a classifier's `head.`, `fc_norm.` and `attn_pool.`.
 """
 
 import re
@@ -25,19 +25,19 @@ _NOT_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|noncommercial|non-commercial|amlr")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Weights, translated.
+class Weights:
+    """Weights as they were read.
 
     Attributes:
         name: what the user wrote.
-        format: what it turned out to be, in words.
+        format: the format that was found, in words.
         state: tensors under this project's names.
-        names: for each of them, what it is called there.
-        unknown: what is there and has no name here.
-        grid_size: (grid_h, grid_w) that the positions were made for; None: not said, a square then.
+        names: for each of them, its name in the file.
+        unknown: names in the file that this project has no name for.
+        grid_size: (grid_h, grid_w) that the positions were made for; None: not said, taken for a square.
         license: of the weights, as an SPDX name in small letters; None: not said.
         notes: what else a user should know, one line each.
-        objective: the full name of the class that was trained, where it was this project's; None elsewhere.
+        objective: the full name of the class that was trained, for this project's own files; None for others.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def published_as(self) -> str | None:
-        """The public architecture that all of it belongs to: as the class says, or as head and decoder tell."""
+        """The public architecture of the whole model: as its class says, or as its decoder or head shows."""
         if self.objective is not None:
             return cast(Any, locate(self.objective)).published_as
         heads = {"decoder.pred.weight": "vit_mae", "head.weight": "vit_classifier"}
@@ -62,11 +62,11 @@ class Source:
 def translate(
     tensors: Mapping[str, Any], rename: Callable[[str], str | None]
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
-    """Rename tensors: (state, names, unknown) of a `Source`.
+    """Rename tensors: `state`, `names` and `unknown` of `Weights`.
 
     Args:
-        tensors: under their names; values that are no tensors are passed over.
-        rename: gives a name here, or None where there is none.
+        tensors: by their names in the file; values that are no tensors are left out.
+        rename: gives this project's name, or None if there is none.
     """
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}
@@ -82,8 +82,21 @@ def translate(
     return state, names, tuple(unknown)
 
 
+def rename_start(name: str, starts: Mapping[str, str]) -> str | None:
+    """A name with its start replaced; None if it has none of the starts.
+
+    Args:
+        name: of a tensor.
+        starts: old -> new; one that ends in a full stop stands for all names that start with it, another for itself.
+    """
+    for old, new in starts.items():
+        if name == old or (old.endswith(".") and name.startswith(old)):
+            return new + name.removeprefix(old)
+    return None
+
+
 def from_timm(name: str) -> str | None:
-    """A timm VisionTransformer's name in this project."""
+    """A timm VisionTransformer's name in this project; None if there is none."""
     part = name.partition(".")[0]
     if part in _ENCODER_PARTS:
         return ENCODER + name
@@ -91,14 +104,14 @@ def from_timm(name: str) -> str | None:
 
 
 def without_prefix(tensors: Mapping[str, Any], landmark: str) -> dict[str, Any]:
-    """Take off what wrappers put before every name (`module.`, `_orig_mod.`, `model.`).
+    """Remove the prefix that wrappers put before every name (`module.`, `_orig_mod.`, `model.`).
 
     Args:
-        tensors: under their names.
-        landmark: a name that must be there, after any prefix.
+        tensors: by their names.
+        landmark: a name that shows the prefix: what stands before it.
 
     Returns:
-        The tensors behind the prefix of the landmark; empty where it is missing.
+        The tensors that have the prefix; empty if there is no landmark.
     """
     prefix = next((name.removesuffix(landmark) for name in tensors if name.endswith(landmark)), None)
     if prefix is None:
@@ -107,21 +120,23 @@ def without_prefix(tensors: Mapping[str, Any], landmark: str) -> dict[str, Any]:
 
 
 def published_license(name: str) -> str | None:
-    """The licence of the MAE authors' own weights, which copies of them elsewhere do not always say."""
+    """The licence of weights that the MAE authors published, by their name: copies do not always say it."""
     return "cc-by-nc-4.0" if _PUBLISHED_MAE.search(name) else None
 
 
 def is_commercial(license_name: str | None) -> bool | None:
-    """Whether a licence allows commercial use; None where there is no licence to judge by."""
+    """Whether a licence allows commercial use; None if there is no licence."""
     return None if license_name is None else _NOT_COMMERCIAL.search(license_name.lower()) is None
 
 
 def unreadable(name: str, expected: str) -> UserError:
-    """What is said of weights that are not those of a vision transformer."""
+    """The error for weights that are not those of a vision transformer."""
     return UserError(f"{name} holds no vision transformer: {expected}")
 
 
 def not_fetched(name: str, error: Exception) -> UserError:
-    """What is said where the network is needed and does not answer."""
+    """The error for weights that the network does not give."""
     reason = first_line(error)
-    return UserError(f"{name} cannot be downloaded ({reason}): see to the network, or copy it here and give its path")
+    return UserError(
+        f"{name} cannot be downloaded ({reason}): check the network, or copy the files here and give their path"
+    )
