@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from tests.conf_files import choices_of, load_choice
 from tests.pages import PAGES, ROOT, commands_of, write_own_files
 from vitmae.__main__ import COMMANDS
-from vitmae.command import compose, split_arguments
-from vitmae.compare import take_words
+from vitmae.compare import store_overrides
+from vitmae.composition import compose, split_arguments
 from vitmae.config import check_settings, locate, setting_keys
 from vitmae.errors import UserError
 
@@ -50,7 +50,7 @@ def check(command, words, monkeypatch):
         check_training(of_data)
         check_settings(compose([word for word in overrides if word not in of_data], command))
     elif command == "compare":
-        others = [word for word in take_words(words)[len(flags) :] if not word.startswith("--")]
+        others = [word for word in store_overrides(words)[len(flags) :] if not word.startswith("--")]
         settings = compose(others, "comparison")
         check_settings(settings)
         for method in settings["methods"]:
