@@ -211,7 +211,7 @@ def test_an_encoder_of_another_size_is_refused_in_one_line_that_says_what_to_cha
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "of the encoder match" in done.err
-    assert "choose the backbone that it was made for" in done.err
+    assert "choose the backbone that the weights were made for" in done.err
 
 
 # -- frozen parts and the average --------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ _SHARED = (
     "panel",
     "probe",
     "experiment",
-    "weights_min_match",
 )
 """Settings of `vitmae.train` that apply to all runs when the command line gives them."""
 _OVERRIDE_LISTS = ("pretrain", "finetune", "scratch", "evaluate")

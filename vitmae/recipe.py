@@ -44,7 +44,7 @@ class Recipe:
     """
 
     name: str = "adamw"
-    base_lr: Annotated[float, Ge(0)] = 1.5e-4
+    base_lr: Annotated[float, Gt(0)] = 1.5e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None = None
     momentum: Annotated[float, Ge(0), Lt(1)] | None = None

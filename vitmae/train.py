@@ -61,7 +61,7 @@ def _train(
 
     from vitmae.runs.interruption import Interruption
     from vitmae.runs.preflight import check_devices, resolve_precision
-    from vitmae.runs.settings import RunSettings
+    from vitmae.runs.settings import RunSettings, require_all
     from vitmae.training.accounting import Accounting
     from vitmae.training.averaging import WeightAverage
     from vitmae.training.checkpoints import Checkpoints
@@ -72,6 +72,7 @@ def _train(
     from vitmae.training.setup_report import Effects
     from vitmae.training.step_log import StepLog
 
+    require_all(settings)
     trainer = settings["trainer"]
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
@@ -84,7 +85,11 @@ def _train(
     backbone = build(settings["backbone"])
     model = _with_classes(settings["model"], data.num_classes)
     objective = build(model, backbone=backbone, mean=data.mean, std=data.std)
-    facts = {"class_names": data.class_names and list(data.class_names), "crop_pct": data.val_crop_pct}
+    facts = {
+        "class_names": data.class_names and list(data.class_names),
+        "num_classes": model.get("num_classes"),
+        "crop_pct": data.val_crop_pct,
+    }
     if ckpt is None:
         facts |= _load_weights(objective, settings)
     if settings["compile"]:

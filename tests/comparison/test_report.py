@@ -132,5 +132,21 @@ def test_parameters_are_those_of_the_runs_own_classes(done, tmp_path):
     assert cost(job, tmp_path).parameters < seven
 
 
+def test_a_comparison_that_an_older_version_began_is_reported(done, tmp_path):
+    job = done[1][0].finetunes[0]
+    before, config = cost(job, tmp_path), job.place / "config.yaml"
+    assert "vitmae.recipe.Recipe" in config.read_text()
+    config.write_text(config.read_text().replace("vitmae.recipe.Recipe", "vitmae.training.optim.Recipe"))
+    assert cost(job, tmp_path) == before
+
+
+def test_a_number_of_classes_is_known_of_a_head_under_any_name(done, tmp_path):
+    job = done[1][0].finetunes[0]
+    seven = cost(job, tmp_path).parameters
+    content = {"state_dict": {"my_head.bias": torch.zeros(9)}, "vitmae_facts": {"num_classes": 9}}
+    torch.save(content, job.place / "checkpoints" / "last.ckpt")
+    assert cost(job, tmp_path).parameters - seven == 2 * (16 + 1)
+
+
 def test_a_curve_counts_epochs_from_one(done):
     assert [pytest.approx(point) for point in curve(done[1][1].pretrain.place)["val/loss"]] == [(1, 0.7), (2, 0.6)]

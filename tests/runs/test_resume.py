@@ -80,6 +80,27 @@ def test_a_group_that_agrees_is_left_out_and_one_that_does_not_is_refused(runs):
         find_resumption(str(run), runs, ["logger=csv"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("defaults", ["_self_", "../../evil"]),
+        ("hydra", {"run": {"dir": "/elsewhere"}}),
+        ("extra", {"_target_": "os.system", "command": "true"}),
+        ("extra", 1),
+    ],
+)
+def test_a_file_with_more_than_the_settings_of_a_run_is_refused_before_hydra_can_obey_it(runs, tmp_path, key, value):
+    run = make(runs, "2026-01-02/a", age=20, **{key: value})
+    with pytest.raises(UserError, match=rf"config\.yaml: {key} is no setting of a run"):
+        find_resumption(str(run), runs, [])
+    lone = tmp_path / "lone" / "x.ckpt"
+    lone.parent.mkdir()
+    settings = {"choices": CHOICES, "seed": 3, key: value}
+    torch.save({"vitmae_format": 1, "vitmae_config": settings, "state_dict": {}}, lone)
+    with pytest.raises(UserError, match=rf"x\.ckpt: {key} is no setting of a run"):
+        find_resumption(str(lone), runs, [])
+
+
 def test_a_checkpoint_without_its_run_brings_its_settings_and_starts_a_directory_of_its_own(tmp_path):
     path = tmp_path / "copied.ckpt"
     torch.save({"vitmae_format": 1, "vitmae_config": {"seed": 5, "choices": CHOICES}}, path)

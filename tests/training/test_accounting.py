@@ -107,10 +107,15 @@ def told(settings, part, given=(), idle=()):
         ({"later": {"_partial_": True, "lr": 2}}, None),
         ({"later": {"_partial_": True, "lr": 3}}, "model.later.lr=3 became 2"),
         ({"weights": "a/file"}, None),
+        ({"temperature": 0.07}, None),  # the start of a learned parameter has moved by the time a run is resumed
+        ({"parts": [{"_target_": "x", "p": 0.5}, {"_target_": "x", "p": 1}]}, None),
+        ({"parts": [{"_target_": "x", "p": 0.4}, {"_target_": "x", "p": 1}]}, "model.parts[0].p=0.4 became 0.5"),
     ],
 )
 def test_a_setting_is_accounted_for_by_the_part_that_was_built_from_its_node(setting, said):
     part = Part(
+        temperature=torch.nn.Parameter(torch.tensor(0.08)),
+        parts=[Part(p=0.5), Part(p=1)],
         rate=0.5, size=(8, 8), flag=True, optimizer=Part(lr=1), stats={"mean": (0.5,)}, later=partial(Part, lr=2)
     )
     answer = told({"model": {"_target_": "x", **setting}}, {"model": part})

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from vitmae.classes import check_classes
 from vitmae.comparison.plan import Job, Row
 from vitmae.comparison.runner import best_classifier, is_done, seconds_of
 from vitmae.config import build
 from vitmae.evaluation.scores import Score, read_scores
 from vitmae.probes.confidence import mean_std, wilson_interval
+from vitmae.runs.settings import saved_settings
 from vitmae.tokens.patches import pair
 
 
@@ -179,9 +179,8 @@ def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
 
     from vitmae.models.objective import training_flops
 
-    settings = OmegaConf.to_container(OmegaConf.load(job.place / "config.yaml"))
-    assert isinstance(settings, dict)
-    check_classes({part: settings[part] for part in ("model", "backbone")}, job.place / "config.yaml", trust)
+    file = job.place / "config.yaml"
+    settings = saved_settings(OmegaConf.to_container(OmegaConf.load(file)), file, trust)
     processes = len(json.loads((job.place / "environment.json").read_text())["devices"])
     processes *= settings["trainer"]["num_nodes"]
     images = settings["data"]["batch_size"] * processes * settings["trainer"]["accumulate_grad_batches"]
@@ -199,12 +198,13 @@ def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
 
 
 def _num_classes(run: Path) -> int:
-    """The number of classes of a run that took it from the data: the rows of its head; reads no other tensor."""
+    """The number of classes of a run that took it from the data; reads no tensor but the head of an older run."""
     file = run / "checkpoints" / "last.ckpt"
     if not file.is_file():  # deleted to free space: count the head as if it had one class
         return 1
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return len(content["state_dict"]["head.bias"])
+    known = content.get("vitmae_facts", {}).get("num_classes")
+    return int(known) if known else len(content["state_dict"]["head.bias"])
 
 
 def curve(run: Path) -> dict[str, list[tuple[float, float]]]:

@@ -11,10 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vitmae.classes import check_classes
 from vitmae.errors import UserError
-from vitmae.runs.checkpoint_file import present_names
 from vitmae.runs.directory import read_summary
+from vitmae.runs.settings import saved_settings
 
 _KINDS = ("last", "best")
 
@@ -73,8 +72,7 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequ
         from vitmae.runs.checkpoint_file import read_checkpoint
 
         directory, settings = None, read_checkpoint(checkpoint)["vitmae_config"]
-    settings = present_names(settings) | {"trust": []}  # a file cannot decide which classes are trusted
-    check_classes(settings, directory / "config.yaml" if directory else checkpoint, trust)
+    settings = saved_settings(settings, directory / "config.yaml" if directory else checkpoint, trust)
     choices = settings["choices"]
     single = []
     for override in overrides:

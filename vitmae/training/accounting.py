@@ -23,7 +23,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from timm.layers.drop import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from vitmae.errors import UserError
 from vitmae.models.objective import Objective, as_objective
@@ -102,6 +102,9 @@ def leaves(
         why = idle.get(name) or without.get(key) or reason
         if isinstance(value, Mapping) and value and found is not _MISSING:
             yield from leaves(value, found, idle, name, why)
+        elif isinstance(value, list) and isinstance(found, Sequence) and any(isinstance(one, Mapping) for one in value):
+            for number, (one, built) in enumerate(zip(value, found, strict=False)):
+                yield from leaves(one, built, idle, f"{name}[{number}]", why)
         else:
             yield Leaf(name, value, found, part, why)
 
@@ -137,6 +140,8 @@ def check(leaf: Leaf, is_given: bool) -> None:
         raise UserError(
             f"{leaf.name} has no effect: {part} has no attribute {key}: store it, or return it from took_effect()"
         )
+    if isinstance(leaf.found, Tensor):  # the start of a learned parameter, which has moved since
+        return
     if leaf.value is None or leaf.value == "auto" or _same(leaf.value, leaf.found):
         return
     outcome = "has no effect" if leaf.found is None else f"became {leaf.found}"

@@ -70,7 +70,7 @@ def fit(
             use_distributed_sampler=False,  # the data module divides the images among ranks
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {_one_line(error)}") from error
     run.save_environment(_devices(trainer))
     metrics: dict[str, float] = {}

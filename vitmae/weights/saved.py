@@ -202,9 +202,11 @@ def build_objective(saved: Saved) -> Any:
 
 
 def _num_classes(saved: Saved, configured: int | None) -> int:
-    """The rows of the head; without its weights, the configured number or that of the names; 1 for an encoder alone."""
+    """As the run knew it; of an older run the rows of its head, or the configured number; 1 for an encoder alone."""
     if not saved.is_full:
         return 1
+    if saved.facts.get("num_classes"):
+        return int(saved.facts["num_classes"])
     if "head.bias" in saved.state:
         return len(saved.state["head.bias"])
     return configured or len(saved.facts.get("class_names") or [None])

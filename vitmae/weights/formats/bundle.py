@@ -68,6 +68,7 @@ def _about(objective: Any, saved: Saved, what: str) -> dict[str, Any]:
         "mean": objective.mean.flatten().tolist(),
         "std": objective.std.flatten().tolist(),
         "class_names": saved.facts.get("class_names"),
+        "num_classes": saved.facts.get("num_classes"),
         "crop_pct": saved.crop_pct,
         "initial_weights": saved.facts.get("initial_weights"),
         "license": saved.facts.get("license"),
