@@ -23,6 +23,7 @@ from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
 from vitmae.runs.launch import Launch, current_launch
 from vitmae.runs.resume import find_resumption
+from vitmae.runs.settings import require_all
 from vitmae.runs.sweep import report_sweep
 
 _RESUMED = "resumed_run"
@@ -44,6 +45,7 @@ def train(config: DictConfig) -> float:
             handler.setLevel(logging.NOTSET if isinstance(handler, logging.FileHandler) else logging.ERROR)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
     settings = resolved(config)
+    require_all(settings)
     ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
     is_resumed = ckpt is not None and run.path in ckpt.parents
     is_requeued = run.start(launch, name=settings["name"], choices=settings["choices"], is_resumed=is_resumed)
@@ -61,7 +63,7 @@ def _train(
 
     from vitmae.runs.interruption import Interruption
     from vitmae.runs.preflight import check_devices, resolve_precision
-    from vitmae.runs.settings import RunSettings, require_all
+    from vitmae.runs.settings import RunSettings
     from vitmae.training.accounting import Accounting
     from vitmae.training.averaging import WeightAverage
     from vitmae.training.checkpoints import Checkpoints
@@ -69,10 +71,9 @@ def _train(
     from vitmae.training.loggers import MetricsFile, log_figure
     from vitmae.training.online import LearnBaselines
     from vitmae.training.progress import Progress
-    from vitmae.training.setup_report import Effects
+    from vitmae.training.setup_report import SetupReport
     from vitmae.training.step_log import StepLog
 
-    require_all(settings)
     trainer = settings["trainer"]
     check_devices(trainer["accelerator"], trainer["devices"])
     trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
@@ -115,7 +116,7 @@ def _train(
     ema_decay = objective.optimizer.ema_decay
     callbacks = [
         Accounting(settings, parts, overrides, _without_effect(settings, run, data, is_resumed=ckpt is not None)),
-        Effects(run.path / "effects.txt"),
+        SetupReport(run.path / "effects.txt"),
         *([WeightAverage(ema_decay)] if ema_decay is not None else []),
         LearnBaselines(),
         probe,

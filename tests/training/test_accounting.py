@@ -116,7 +116,12 @@ def test_a_setting_is_accounted_for_by_the_part_that_was_built_from_its_node(set
     part = Part(
         temperature=torch.nn.Parameter(torch.tensor(0.08)),
         parts=[Part(p=0.5), Part(p=1)],
-        rate=0.5, size=(8, 8), flag=True, optimizer=Part(lr=1), stats={"mean": (0.5,)}, later=partial(Part, lr=2)
+        rate=0.5,
+        size=(8, 8),
+        flag=True,
+        optimizer=Part(lr=1),
+        stats={"mean": (0.5,)},
+        later=partial(Part, lr=2),
     )
     answer = told({"model": {"_target_": "x", **setting}}, {"model": part})
     assert answer is None if said is None else answer.startswith(said)

@@ -8,13 +8,13 @@ from tests.training.runs import built, digits, tiny_objective, trainer
 from vitmae.recipe import Recipe
 from vitmae.training.averaging import WeightAverage
 from vitmae.training.fit import NOT_FOR_USERS
-from vitmae.training.setup_report import Effects
+from vitmae.training.setup_report import SetupReport
 
 
 def test_the_table_shows_the_run_and_every_group_and_is_kept(tmp_path, capsys):
     recipe = Recipe(base_lr=1e-3, layer_decay=0.5, betas=(0.9, 0.95))
     trainer, model = built(recipe, batch_size=512, accumulate_grad_batches=2)
-    Effects(tmp_path / "effects.txt").on_train_start(trainer, model)
+    SetupReport(tmp_path / "effects.txt").on_train_start(trainer, model)
     shown, kept = capsys.readouterr().out, (tmp_path / "effects.txt").read_text()
     for words in (
         "512 = 256 per device x 1 device x 2 accumulated",
@@ -39,7 +39,7 @@ def fine_tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     data = digits(rand_augment=5, random_erasing=0.5, repeats=2, hflip=True)
     model = tiny_objective("vit", data, mixup=0.8, cutmix=0.7, label_smoothing=0.1, freeze=1, head_init_std=0.02)
-    run = trainer(folder, [Effects(folder / "effects.txt"), WeightAverage(0.9)], max_epochs=1)
+    run = trainer(folder, [SetupReport(folder / "effects.txt"), WeightAverage(0.9)], max_epochs=1)
     with warnings.catch_warnings():
         for message in NOT_FOR_USERS:
             warnings.filterwarnings("ignore", f".*{message}")
@@ -65,4 +65,4 @@ def test_a_parameter_that_the_optimiser_misses_is_a_fault(tmp_path):
     trainer, model = built(Recipe(betas=(0.9, 0.95)))
     trainer.optimizers[0].param_groups[0]["params"].pop()
     with pytest.raises(RuntimeError, match="exactly once"):
-        Effects(tmp_path / "effects.txt").on_train_start(trainer, model)
+        SetupReport(tmp_path / "effects.txt").on_train_start(trainer, model)

@@ -17,7 +17,7 @@ from vitmae.training.averaging import averages
 _WIDTH = 120  # letters, without a terminal
 
 
-class Effects(Callback):
+class SetupReport(Callback):
     """Prints the table on the first rank, and saves it.
 
     Args:
