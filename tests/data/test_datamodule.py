@@ -415,7 +415,7 @@ def test_a_bad_setting_gets_one_line_that_names_it(settings, named):
 
 def test_a_set_without_a_test_split_says_so(photos):
     with pytest.raises(UserError, match="test split"):
-        prepared(**FILES | {"path": str(photos)}).test_dataloader()
+        prepared(**FILES | {"path": str(photos)}).evaluation_dataloader("test")
 
 
 def test_a_class_too_small_to_validate_and_train_on_is_named(tmp_path):

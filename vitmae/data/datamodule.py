@@ -219,15 +219,9 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         """Validation batches of this rank: over all ranks every image once."""
-        return self._ordered(self.parts.val)
-
-    def test_dataloader(self) -> Loader:
-        """Test batches of this rank: over all ranks every image once.
-
-        Raises:
-            UserError: the set has no test split.
-        """
-        return self._ordered(self._part("test"))
+        rank, world = self._rank_and_world()
+        requests = OrderedRequests(len(self.parts.val.indices), self.batch_size, rank=rank, world=world)
+        return self._loader(self.parts.val, requests)
 
     def probe_dataloaders(self, limit: int | None = None) -> tuple[Loader, Loader]:
         """Training and validation images for an online probe, see `evaluation_dataloader`."""
@@ -264,11 +258,6 @@ class ImageData(LightningDataModule):
         if part is None:
             raise UserError("this set has no test split: give one, or evaluate on the validation split")
         return at_most(part, limit, SPLIT_SEED, "probe")
-
-    def _ordered(self, part: Part) -> Loader:
-        rank, world = self._rank_and_world()
-        requests = OrderedRequests(len(part.indices), self.batch_size, rank=rank, world=world)
-        return self._loader(part, requests)
 
     def _loader(self, part: Part, requests: Requests, training: bool = False, masks: bool = False) -> Loader:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
