@@ -17,7 +17,7 @@ from vitmae.backbones.cpu_bf16 import Linear, linear, replace_linear_layers
 from vitmae.errors import UserError
 from vitmae.randomness import seed_torch
 from vitmae.tokens.patches import gather_tokens
-from vitmae.torch_internals import can_fuse_bias
+from vitmae.torch_internals import can_fuse_bias, linear_with_bias
 
 IDS = torch.tensor([[3, 0, 6], [1, 1, 5]])
 
@@ -166,9 +166,11 @@ def test_in_bf16_a_block_is_as_near_to_float64_as_timms(scale):
     exact = gradients(copy.deepcopy(theirs).double(), dtype=torch.float64)
     with bf16():
         plain, fast = gradients(theirs), gradients(ours)
+    is_real = cpu_bf16.linear_with_bias is linear_with_bias
+    most = 1.3 if is_real else 1.5  # the stand-in rounds a bias gradient elsewhere: 1.32 was seen
     for a, b, wanted in zip(plain, fast, exact, strict=True):
         assert a.dtype == b.dtype
-        assert (b - wanted).norm() <= 1.5 * (a - wanted).norm() + 1e-6 * wanted.norm()
+        assert (b - wanted).norm() <= most * (a - wanted).norm() + 1e-6 * wanted.norm()
 
 
 def test_in_bf16_the_fast_functions_run_on_what_is_large_and_elsewhere_they_do_not(monkeypatch):

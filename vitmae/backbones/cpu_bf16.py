@@ -43,6 +43,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., E)."""
+        # `linear` would decide the same: asked here, the many layers of a small model cost no further call
         if torch.compiler.is_compiling() or x.shape[:-1].numel() * self.out_features < _LARGE:
             return F.linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)
