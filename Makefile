@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install dev train test test-slow test-oldest parity notebooks bench bench-gpu lint types contracts check clean
+.PHONY: help install dev train test test-slow test-oldest crash-test parity notebooks bench bench-gpu lint types contracts check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,10 +28,13 @@ train: install   ## the main job: MAE on the embedded digits, under 2 minutes on
 	$(BIN)/python -m vitmae.train $(ARGS)
 
 test: dev        ## the test suite, under 5 minutes on 2 cores, no network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 
 test-slow: dev   ## slower tests: whole runs killed and resumed, several processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(ARGS)
+
+crash-test: dev  ## every command killed at random moments and started again; a few moments only: make crash-test ARGS="--kills 4"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash $(ARGS)
 
 OLDEST := build/oldest
 
@@ -47,7 +50,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@touch $@
 
 parity: dev      ## the largest difference from transformers and timm, stage by stage -> docs/parity.md
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python -m benchmarks.parity
 
 notebooks: dev   ## run the notebooks, and save them with their pictures in build/
 	mkdir -p build

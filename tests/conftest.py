@@ -1,11 +1,13 @@
 """One torch thread: on few cores the tiny models of the tests run many times faster."""
 
 import logging
+import signal
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that are started with nohup would ignore it
 
 
 @pytest.fixture(autouse=True)

@@ -63,3 +63,10 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_parts(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    for name in ("n" * 255, "n" * 254 + "m"):
+        with atomic_write(tmp_path / name) as file:
+            file.write(name.encode())
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == sorted(path.name for path in tmp_path.iterdir())

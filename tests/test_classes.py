@@ -73,7 +73,6 @@ def targets(node):
         ("logger.a.b", {"_target_": "vitmae.training.loggers.MetricsFile"}),
         ("logger", {"_target_": "vitmae.training.loggers.MetricsFile"}),
         ("elsewhere", {"deep": {"_target_": "os.system"}}),
-        ("model.optimizer", {"_target_": [RECIPE]}),
         ("_target_", MAE),
     ],
 )
@@ -81,6 +80,11 @@ def test_a_class_in_a_place_that_is_not_its_own_is_refused_in_one_line_that_says
     with pytest.raises(UserError, match=r"run/config.yaml: .* builds .*trust=\[") as error:
         check_classes(with_node(place, node), FILE)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_name_that_is_no_text_is_refused():
+    with pytest.raises(UserError, match=r"model\.optimizer\._target_ is a list"):
+        check_classes(with_node("model.optimizer", {"_target_": [RECIPE]}), FILE)
 
 
 @pytest.mark.parametrize("value", ["${evil}", "${oc.create:{_target_:os.system}}", "a ${oc.env:HOME}"])

@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import pytest
@@ -73,11 +75,23 @@ def test_how_a_task_ends_is_how_the_command_ends(run, name, code, last_line):
     assert ("Traceback" in done.err) == (name == "fault")
 
 
-def test_an_interruption_from_the_keyboard_is_the_shells_code(capsys, tmp_path):
-    def interrupted(config):
-        raise KeyboardInterrupt
-
-    assert run_command(command(interrupted), f"runs={tmp_path}", capsys=capsys).code == 130
+@pytest.mark.parametrize(
+    ("number", "keeps", "code", "said"),
+    [
+        (signal.SIGTERM, "", 75, "nothing is kept"),
+        (signal.SIGUSR1, "", 75, "nothing is kept"),
+        (signal.SIGHUP, "", 75, "nothing is kept"),
+        (signal.SIGINT, "", 130, "nothing is kept"),
+        (signal.SIGINT, "finished chunks are kept", 75, "finished chunks are kept"),
+    ],
+)
+def test_a_signal_ends_a_command_in_one_line(capsys, tmp_path, number, keeps, code, said):
+    before = signal.getsignal(number)
+    done = run_command(
+        command(lambda config: os.kill(os.getpid(), number), keeps=keeps), f"runs={tmp_path}", capsys=capsys
+    )
+    assert (done.code, done.err) == (code, f"interrupted: {said}; to go on, run the same command again\n")
+    assert signal.getsignal(number) == before
 
 
 def test_the_command_line_of_the_process_is_left_as_it_was(run):
@@ -173,12 +187,13 @@ def test_a_rank_beside_others_leaves_hydras_files_to_the_first(run, monkeypatch,
     assert [path.name for path in directory.iterdir()] == ["rank1.log"]
 
 
-@pytest.mark.parametrize("name", ["a=b", "a,b", "a (b)", "a b", "plain"])
-def test_a_path_with_any_characters_can_be_given_as_it_is(run, tmp_path, name):
+@pytest.mark.parametrize("new", ["", "runs/new"])
+@pytest.mark.parametrize("name", ["a=b", "a,b", "a (b)", "a b", "R&D", "plain"])
+def test_a_path_with_any_characters_can_be_given_as_it_is(run, tmp_path, name, new):
     path = tmp_path / name
     path.mkdir()
-    assert run(f"ckpt={path}").code == 0
-    assert calls[0][0].ckpt == str(path)
+    assert run(f"ckpt={path / new}").code == 0
+    assert calls[0][0].ckpt == str(path / new)
 
 
 def test_only_paths_are_quoted():

@@ -63,7 +63,7 @@ def model(**settings):
         ({"flip": "maybe"}, "model.flip=maybe: must be true or false"),
         ({"kind": "diag"}, "model.kind=diag: must be random or block"),
         ({"size": [8, "x"]}, 'model.size=[8, "x"]: must be a whole number or a list, each a whole number'),
-        ({"optimizer": "adamw"}, "model.optimizer=adamw: must be a mapping"),
+        ({"optimizer": "adamw"}, "model.optimizer=adamw: must be a mapping with _target_"),
         ({"mask_rato": 0.5}, "unknown setting model.mask_rato: did you mean model.mask_ratio?"),
         ({"zzz": 0.5}, "unknown setting model.zzz"),
         ({"optimizer": {"_target_": f"{HERE}.Recipe", "base_rl": 1}}, "did you mean model.optimizer.base_lr?"),
@@ -73,6 +73,13 @@ def model(**settings):
         ),
         ({"stats": [{"_target_": f"{HERE}.Recipe", "base_lr": "x"}]}, "model.stats[0].base_lr=x: must be a number"),
         ({"_target_": "vitmae.nowhere.Model"}, "_target_=vitmae.nowhere.Model cannot be found"),
+        ({"_target_": 3}, "_target_=3: must be the full name of a class"),
+        (
+            {"_target_": "vitmae.__version__"},
+            "_target_=vitmae.__version__: must be the full name of a class or function, not a str",
+        ),
+        ({"weights": 3}, "model.weights=3: must be a text or null"),
+        ({"weights": ""}, "model.weights=: must be a text that is not empty or null"),
     ],
 )
 def test_a_wrong_key_or_kind_of_value_is_one_line_that_names_it(settings, message):

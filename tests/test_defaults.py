@@ -9,7 +9,7 @@ from tests.conf_files import choices_of, load_choice
 from vitmae.config import config_dir, locate
 
 RECIPES = {  # values of a paper's recipe, of a set, or of one machine: they belong to the file
-    "model.optimizer": {"base_lr", "weight_decay", "betas"},
+    "model.optimizer": {"base_lr", "weight_decay", "decay_tokens", "betas"},
     "data": {"crop", "crop_scale", "crop_ratio", "hflip", "stats", "val_fraction", "path", "num_workers"},
     "backbone": {"patch_size", "embed_dim", "depth", "num_heads"},
 }
@@ -29,7 +29,7 @@ def shipped():
             settings = OmegaConf.to_container(load_choice(group, choice))
             settings = settings["data"] if group == "data" else settings
             yield from ((f"{group}/{choice}", *node) for node in nodes(group, settings))
-    for command in ("config", "evaluate", "embed", "reconstruct", "export", "prepare"):
+    for command in ("config", "evaluate", "embed", "reconstruct", "export", "prepare", "replay"):
         settings = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{command}.yaml"))
         settings.pop("hydra")
         yield from ((command, *node) for node in nodes(command, settings))

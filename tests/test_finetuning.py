@@ -125,6 +125,30 @@ def test_the_vits_fine_tuning_is_its_papers_table_4():
     assert recipe.warmup_epochs * 1_281_167 / 512 == pytest.approx(500, rel=0.01)
 
 
+def test_the_vits_training_from_scratch_is_its_papers_table_3():
+    config = compose("experiment=vit_imagenet")
+    model, recipe, data, trainer = config.model, config.model.optimizer, config.data, config.trainer
+    assert (data.img_size, config.backbone.name, trainer.max_epochs) == (224, "vit_base_patch16_224", 300)
+    assert data.batch_size * 8 == 4096
+    assert recipe.base_lr * 4096 / 256 == pytest.approx(3e-3)
+    assert (recipe.name, recipe.weight_decay, recipe.betas) == ("adamw", 0.3, [0.9, 0.999])
+    assert recipe.warmup_epochs * (1_281_167 // 4096) == pytest.approx(10_000, rel=0.005)
+    assert (config.backbone.drop_rate, trainer.gradient_clip_val, recipe.min_lr) == (0.1, 1.0, 0.0)
+    assert (model.pool, model.init, model.head_init_std, model.fixed_positions) == ("cls", "jax", 0.0, False)
+    assert (model.mixup, model.cutmix, model.label_smoothing, data.rand_augment) == (0.0, 0.0, 0.0, None)
+
+
+def test_the_maes_baseline_from_scratch_is_its_papers_table_11():
+    config = compose("experiment=scratch_imagenet")
+    model, recipe, data, trainer = config.model, config.model.optimizer, config.data, config.trainer
+    assert (data.img_size, config.backbone.name, trainer.max_epochs) == (224, "vit_base_patch16_224", 300)
+    assert data.batch_size * 8 == 4096
+    assert (recipe.name, recipe.base_lr, recipe.weight_decay, recipe.betas) == ("adamw", 1e-4, 0.3, [0.9, 0.95])
+    assert (recipe.warmup_epochs, recipe.ema_decay, recipe.layer_decay) == (20, 0.9999, 1.0)
+    assert (model.mixup, model.cutmix, model.label_smoothing, data.rand_augment) == (0.8, 1.0, 0.1, 9)
+    assert (config.backbone.drop_path_rate, config.backbone.drop_rate, data.random_erasing) == (0.1, 0.0, 0.0)
+
+
 def test_the_recipe_for_small_sets_has_what_small_sets_need():
     config = compose("experiment=small_vit")
     model, recipe, data = config.model, config.model.optimizer, config.data
@@ -143,7 +167,9 @@ def test_the_recipe_for_small_sets_has_what_small_sets_need():
     assert config.trainer.max_epochs / data.repeats == 100  # as often as there, an image is seen in one of its versions
 
 
-@pytest.mark.parametrize("experiment", ["finetune_mae", "finetune_vit", "small_vit"])
+@pytest.mark.parametrize(
+    "experiment", ["finetune_mae", "finetune_vit", "small_vit", "vit_imagenet", "scratch_imagenet"]
+)
 def test_each_recipe_trains_and_all_its_settings_take_effect(train, experiment):
     small = {
         "small_vit": [
@@ -152,7 +178,9 @@ def test_each_recipe_trains_and_all_its_settings_take_effect(train, experiment):
             "data.batch_size=66",
             "backbone.mlp_ratio=2",
             "backbone.depth=2",
-        ]
+        ],
+        "vit_imagenet": ["data=digits", "backbone=vit_pico", "data.crop=random_resized", "data.batch_size=64"],
+        "scratch_imagenet": ["data=digits", "backbone=vit_pico", "data.crop=random_resized", "data.batch_size=64"],
     }
     done = train(f"experiment={experiment}", "data.img_size=8", *small.get(experiment, []), *SHORT)
     assert done.code == 0, done.err

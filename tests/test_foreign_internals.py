@@ -1,16 +1,25 @@
 """Private names of other libraries: touched in one file per library, and each does what this project uses it for."""
 
 import ast
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 from torch.nn import functional as F
 
 import vitmae
-from tests.training.standin import QUIET, KillBefore, new_run, train
+from tests.training.standin import QUIET, KillBefore, Numbers, Weights, new_run, train
 from vitmae import torch_internals
 from vitmae.data.loader import Loader
 from vitmae.training import checkpoints, lightning_internals
@@ -81,17 +90,23 @@ def _touched(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_lightning_still_needs_to_be_told_that_a_finished_epoch_is_finished(tmp_path, monkeypatch):
     """With the override a run killed at the end of an epoch begins the next; without it, Lightning's own way."""
+
+    class Ends(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.trace.append(("end", trainer.current_epoch))
+
     settings = {"max_steps": 12, "max_epochs": -1, "val_check_interval": 3}
-    whole = train(new_run(tmp_path / "whole"), 1, **settings)
+    whole = train(new_run(tmp_path / "whole"), 1, (Ends(),), **settings)
     run = new_run(tmp_path / "killed")
     train(run, 1, (KillBefore(6),), **settings)
-    resumed = train(run, 1, ckpt=run.last, **settings)
+    resumed = train(run, 1, (Ends(),), ckpt=run.last, **settings)
     assert whole.trace[-len(resumed.trace) :] == resumed.trace
+    assert resumed.trace[0][0] == "train"
     monkeypatch.setattr(checkpoints, "start_next_epoch_after_its_end", lambda trainer: None)
     run = new_run(tmp_path / "not-told")
     train(run, 1, (KillBefore(6),), **settings)
-    misled = train(run, 1, ckpt=run.last, **settings)
-    assert whole.trace[-len(misled.trace) :] != misled.trace
+    misled = train(run, 1, (Ends(),), ckpt=run.last, **settings)
+    assert misled.trace[0] == ("end", 0)  # for the second time
 
 
 def test_lightning_still_tells_whether_a_validation_is_due(tmp_path, monkeypatch):
@@ -165,3 +180,37 @@ class Squares:
 
     def __getitem__(self, request: int) -> int:
         return request**2
+
+
+def test_lightnings_observer_of_started_processes_looks_at_the_list_that_is_emptied(tmp_path):
+    """A process that fails no longer ends this one: `vitmae.runs.ranks` does, with a message."""
+    environment = LightningEnvironment()
+    launcher = _SubprocessScriptLauncher(environment, num_processes=2, num_nodes=1)
+    started = lightning_internals.StartedProcesses(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    launcher.procs.append(subprocess.Popen([sys.executable, "-c", "exit(3)"]))
+    observer = _ChildProcessObserver(main_pid=os.getpid(), child_processes=launcher.procs)
+    (process,) = started.all()
+    assert process.wait() == 3
+    assert observer._run()  # it has nothing more to do, and this process lives
+    assert started.all() == [process]
+
+
+def test_a_strategy_without_a_launcher_has_started_no_processes():
+    started = lightning_internals.StartedProcesses(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
+    assert started.all() == []
+    started.kill()
+
+
+def test_lightning_still_replaces_handlers_of_signals_unless_it_is_kept_from_that(tmp_path):
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    handlers: list[object] = []
+    for keep in (False, True):
+        run, objective = new_run(tmp_path / str(keep)), Weights()
+        trainer = Trainer(callbacks=[Look()], default_root_dir=run.path, max_steps=1, logger=False, accelerator="cpu")
+        if keep:
+            lightning_internals.leave_signals_alone(trainer)
+        trainer.fit(objective, datamodule=Numbers())
+    assert handlers[0] != handlers[1] == signal.getsignal(signal.SIGTERM)

@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import pytest
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import Field
 
 from vitmae.errors import UserError
-from vitmae.limits import check_arguments, check_value
+from vitmae.limits import Text, check_arguments, check_value
 
 Share = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1)]
+
+
+class Named(Protocol):
+    name: str
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,27 @@ def test_a_value_outside_its_annotation_is_one_line_with_its_name_and_what_it_mu
 
 
 @pytest.mark.parametrize(
+    ("value", "annotation", "said"),
+    [
+        (b"run", str | Path, "path: it is of type bytes: must be a text or a path"),
+        (object(), Share, "path: it is of type object: must be a number"),
+        (torch.zeros(1), Count, "path: it is of type Tensor: must be a whole number"),
+        ("adamw", torch.nn.Module, "path=adamw: must be a Module"),
+        (None, torch.nn.Module, "path=null: must be a Module"),
+        ("digits", Named, "path=digits: must be a Named"),
+        ("", Text, "path=: must be a text that is not empty"),
+        ([], Text, "path=[]: must be a text"),
+        (float("inf"), Annotated[float, Ge(0)], "path=Infinity: must be finite and ≥ 0"),
+        ([1.0, float("nan")], Sequence[float], "path=[1.0, NaN]: must be finite and a list, each a number"),
+    ],
+)
+def test_what_no_setting_can_be_is_refused_by_its_type(value, annotation, said):
+    with pytest.raises(UserError) as error:
+        check_value("path", value, annotation)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
     ("value", "annotation"),
     [
         (1, Share),
@@ -51,8 +78,12 @@ def test_a_value_outside_its_annotation_is_one_line_with_its_name_and_what_it_mu
         ("auto", Count | Literal["auto"]),
         ([0.2, 1], tuple[Share, Share]),
         ((0.2, 1), tuple[Share, Share]),
-        (torch.nn.Identity(), Share),  # no setting can be one
-        ("of a type that pydantic does not know", torch.Tensor),
+        (np.float32(0.5), Share),
+        (np.int64(3), Count),
+        (torch.nn.Identity(), torch.nn.Module),
+        (None, torch.nn.Module | None),
+        ([torch.zeros(1)], Sequence[torch.Tensor]),  # pydantic does not know the type
+        (object(), Named),  # only a type checker can tell
     ],
 )
 def test_what_an_annotation_allows_passes(value, annotation):

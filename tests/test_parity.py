@@ -1,3 +1,6 @@
+import pytest
+
+from benchmarks import training_parity
 from benchmarks.parity import LIMIT, Case, compare, page
 
 SMALL = (
@@ -32,3 +35,18 @@ def test_a_difference_shows(monkeypatch):
     monkeypatch.setattr(parity, "load_weights", lambda *args, **settings: None)
     differences = compare(SMALL[1])
     assert all(max(by.values()) > 1e-2 for by in differences.values())
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_five_steps_of_training_are_those_of_the_published_code_in_every_weight(norm_pix_loss):
+    steps = training_parity.five_steps(norm_pix_loss)
+    assert len(steps) == 5
+    assert all(step.weights < LIMIT and step.loss < LIMIT for step in steps)
+
+
+@pytest.mark.parametrize("setting", [{"decay_tokens": False}, {"betas": [0.9, 0.999]}, {"weight_decay": 0.04}])
+def test_another_recipe_shows_in_the_weights(monkeypatch, setting):
+    composed = training_parity.compose(["model=mae"])
+    composed["model"]["optimizer"] |= setting
+    monkeypatch.setattr(training_parity, "compose", lambda overrides: composed)
+    assert training_parity.five_steps(True)[-1].weights > 1e-8

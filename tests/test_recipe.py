@@ -2,10 +2,15 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from tests.conf_files import load_choice
 from tests.models.parts import objective, tiny_backbone
 from vitmae.backbones.timm_vit import TimmViT
+from vitmae.composition import compose
+from vitmae.config import build
 from vitmae.errors import UserError
 from vitmae.models.supervised import Supervised
 from vitmae.recipe import Recipe, build_optimizer, build_schedule, cosine_factor, param_groups
@@ -16,16 +21,33 @@ def groups_of(model, recipe, peak_lr=1.0):
 
 
 @pytest.mark.parametrize("kind", ["mae", "masked_patch", "vit"])
-def test_only_matrices_are_decayed_not_biases_norms_positions_or_tokens(kind):
+@pytest.mark.parametrize("decay_tokens", [False, True])
+def test_matrices_are_decayed_and_positions_and_tokens_if_asked_for_biases_and_norms_never(kind, decay_tokens):
     settings = {"fixed_positions": False} if kind != "masked_patch" else {}
     model = objective(kind, tiny_backbone("vit_base_patch14_reg4_dinov2", (28, 28), 14), **settings)
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed = {
-        names[id(p)] for g in groups_of(model, Recipe(weight_decay=0.1)) if g["weight_decay"] for p in g["params"]
-    }
+    groups = groups_of(model, Recipe(weight_decay=0.1, decay_tokens=decay_tokens))
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
     for name, parameter in model.named_parameters():
         special = any(part in name for part in ("pos_embed", "cls_token", "reg_token", "mask_token"))
-        assert (name in decayed) is (parameter.ndim > 1 and not special), name
+        assert (name in decayed) is (parameter.ndim > 1 and (decay_tokens or not special)), name
+
+
+@pytest.mark.parametrize("choice", ["mae", "masked_patch"])
+def test_pre_training_decays_what_timms_rule_decays_as_in_the_published_code(choice):
+    """Its groups are timm's of no exceptions: everything but vectors and biases."""
+    model = objective(choice)
+    recipe = build(OmegaConf.to_container(load_choice("model", choice).optimizer))
+    theirs = param_groups_weight_decay(model, recipe.weight_decay)
+    ours = groups_of(model, recipe)
+    for group, twin in zip(ours, theirs, strict=True):
+        assert group["weight_decay"] == twin["weight_decay"]
+        assert {id(p) for p in group["params"]} == {id(p) for p in twin["params"]}
+
+
+@pytest.mark.parametrize("overrides", [["model=vit"], ["experiment=finetune_mae"], ["experiment=finetune_vit"]])
+def test_supervised_training_spares_positions_and_tokens(overrides):
+    assert compose(overrides)["model"]["optimizer"]["decay_tokens"] is False
 
 
 def test_the_query_of_attention_pooling_is_not_decayed():
@@ -145,3 +167,29 @@ def test_a_setting_the_optimiser_does_not_have_is_refused(name, settings):
     model, recipe = objective("mae"), Recipe(name=name, **settings)
     with pytest.raises(UserError, match=f"has no effect: {name} has no"):
         build_optimizer(groups_of(model, recipe), recipe)
+
+
+def test_an_optimiser_that_loads_a_state_keeps_its_own_settings():
+    def trained(**settings):
+        weight = torch.nn.Parameter(torch.ones(2, 2))
+        optimizer = build_optimizer([{"params": [weight], "lr": 1e-3, "weight_decay": 0.1}], Recipe(**settings))
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+        return weight, optimizer
+
+    (_, saved), (weight, optimizer) = trained(betas=(0.8, 0.9)), trained(betas=(0.9, 0.95))
+    saved.param_groups[0].update(lr=7.0, weight_decay=7.0)
+    saved.state[saved.param_groups[0]["params"][0]]["exp_avg"].fill_(3.0)
+    optimizer.load_state_dict(saved.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-3, 0.1, (0.9, 0.95))
+    assert (optimizer.state[weight]["exp_avg"] == 3).all()
+
+
+def test_a_state_of_other_groups_is_refused():
+    def optimizer(*counts):
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1)) for _ in range(count)], "lr": 1e-3} for count in counts]
+        return build_optimizer(groups, Recipe())
+
+    with pytest.raises(ValueError, match="parameter group"):
+        optimizer(2, 1).load_state_dict(optimizer(1, 2).state_dict())

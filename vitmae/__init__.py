@@ -1,5 +1,6 @@
 """vitmae: what does masking buy? Supervised ViT, masked patch prediction and MAE over one backbone."""
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from vitmae.trained.model import Model, Precision
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # python -m vitmae.<command>: a signal is answered while its module is imported, too
+    from vitmae.interruption import interruption
+
+    interruption.listen()
 
 
 def load(

@@ -7,7 +7,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "compare", "embed", "reconstruct", "export", "prepare")
+from vitmae.interruption import interruption
+
+COMMANDS = ("train", "evaluate", "compare", "embed", "reconstruct", "export", "prepare", "replay")
 
 
 def main() -> int:
@@ -30,7 +32,8 @@ def main() -> int:
     # Lightning runs this process's command line again to start other processes, so it must name the command's module.
     __main__.__spec__ = find_spec(f"vitmae.{name}")
     sys.argv = [sys.argv[0], *arguments]
-    code: int = import_module(f"vitmae.{name}").main()
+    with interruption.answered():  # before the command's module is imported, which takes a second
+        code: int = import_module(f"vitmae.{name}").main()
     return code
 
 

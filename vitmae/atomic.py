@@ -1,5 +1,6 @@
 """Write files atomically: a reader finds the old content or the new content, even if the writer is killed."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from vitmae.errors import UserError
+from vitmae.interruption import interruption
+from vitmae.machine_faults import note_of_writing
 
 _MARK = ".tmp"
+_LONG_NAME = 200  # bytes; file systems allow 255, which must hold the mark too
 
 
 @contextmanager
@@ -23,16 +27,24 @@ def atomic_replace(path: Path, durable: bool = True) -> Iterator[Path]:
         path: the file to write.
         durable: sync file and folder, so that the file survives a loss of power. This takes hours for a million files.
     """
-    part = path.with_name(f"{path.name}{_MARK}{os.getpid()}")
+    name = (
+        path.name if len(os.fsencode(path.name)) <= _LONG_NAME else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    )
+    part = path.with_name(f"{name}{_MARK}{os.getpid()}")
     try:
         yield part
-        if durable:
-            _sync(part)
-        os.replace(part, path)
+        with interruption.deferred():
+            if durable:
+                _sync(part)
+            os.replace(part, path)
+            if durable:
+                _sync(path.parent)
+    except Exception as error:
+        error.add_note(note_of_writing(path))
+        raise
     finally:
-        part.unlink(missing_ok=True)
-    if durable:
-        _sync(path.parent)
+        with interruption.deferred():
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

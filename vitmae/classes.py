@@ -8,6 +8,7 @@ checked here.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from vitmae.errors import UserError
@@ -39,6 +40,9 @@ LISTED: dict[str, tuple[str, ...]] = {
 }
 """Place in the settings -> the classes that may be built there; `*` stands for any one key."""
 
+_PLAIN = (Mapping, list, tuple, str, int, float, NoneType)
+_DEEPEST, _MOST_VALUES = 20, 100_000  # a few lists that hold each other many times would take for ever to walk through
+
 
 def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] = ()) -> None:
     """Refuse settings of a file that would build a class that is not listed; nothing is imported or built here.
@@ -51,25 +55,44 @@ def check_classes(settings: Mapping[str, Any], file: Path, trust: Sequence[str] 
     Raises:
         UserError: a class is not listed for its place, or a value is not plain data.
     """
-    for place, key, value in _all_values(settings):
+    if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):
+        raise UserError(f"trust={trust}: must be a list of full names of classes, trust=[package.Class]")
+    check_plain(settings, file)
+    if unlisted := unlisted_classes(settings, trust):
+        place, target = next(iter(unlisted.items()))
+        names = ",".join(dict.fromkeys([*trust, *unlisted.values()]))
+        raise UserError(
+            f"{file}: {place or 'its top level'} builds {target}, which is not allowed there: refused; "
+            f"if you know this class and trust the file, add trust=[{names}]"
+        )
+
+
+def check_plain(settings: Mapping[str, Any], file: Path) -> None:
+    """Refuse settings of a file that are more than plain data, whatever classes they name.
+
+    Args:
+        settings: see `check_classes`.
+        file: see `check_classes`.
+
+    Raises:
+        UserError: a value is no plain value, or there are more of them than a run has.
+    """
+    for number, (place, key, value) in enumerate(_all_values(settings)):
         name = f"{place}.{key}" if place else key
-        if key == "_target_":
-            if not _is_listed(place, value) and value not in trust:
-                names = ",".join(dict.fromkeys([*trust, *unlisted_classes(settings)]))
-                raise UserError(
-                    f"{file}: {place or 'its top level'} builds {value}, which is not allowed there: refused; "
-                    f"if you know this class and trust the file, add trust=[{names}]"
-                )
-        elif key == "_partial_":
+        if number == _MOST_VALUES or place.count(".") >= _DEEPEST:
+            raise UserError(f"{file} is refused: it holds more settings than a run has; get it from its source again")
+        if key == "_partial_":
             raise UserError(f"{file} is refused: no run saves {name}; get the file from its source again")
-        elif isinstance(value, str) and "${" in value:  # OmegaConf could make a node of it after this check
+        if not isinstance(value, str if key == "_target_" else _PLAIN):
+            raise UserError(f"{file} is refused: {name} is a {type(value).__name__}, which is not a plain value")
+        if key != "_target_" and isinstance(value, str) and "${" in value:  # OmegaConf could make a node of it later
             raise UserError(f"{file} is refused: {name}={value} is not a plain value; write the value it stands for")
 
 
-def unlisted_classes(settings: Mapping[str, Any]) -> list[str]:
-    """The full names that `trust` must hold before a file with these settings can be built."""
+def unlisted_classes(settings: Mapping[str, Any], trust: Sequence[str] = ()) -> dict[str, str]:
+    """Place -> full name of the class there, for each that is neither listed nor trusted."""
     targets = ((place, value) for place, key, value in _all_values(settings) if key == "_target_")
-    return list(dict.fromkeys(str(name) for place, name in targets if not _is_listed(place, name)))
+    return {place: name for place, name in targets if not _is_listed(place, name) and name not in trust}
 
 
 def _all_values(node: Any, place: str = "") -> Iterator[tuple[str, str, Any]]:

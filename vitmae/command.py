@@ -1,20 +1,23 @@
 """What all commands share: a function of settings becomes a command with Hydra's grammar and a clear exit code.
 
 A mistake of the user ends the command with one line on stderr and exit code 2, whether Hydra, the check of the
-settings or a constructor finds it. A fault of this project prints its traceback and ends with 1. An interrupted run
-ends with 75.
+settings or a constructor finds it. A fault of this project prints its traceback and ends with 1. A signal ends the
+command with 75 within seconds, or with 130 if it is Ctrl-C and the command keeps nothing that it could resume.
 """
 
 import json
+import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,12 +28,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.allocator import use_large_pages
-from vitmae.composition import explain, help_text, quoted, split_arguments
+from vitmae.composition import check_words, explain, help_text, quoted, split_arguments
 from vitmae.config import build, check_settings, config_dir, resolved
 from vitmae.errors import UserError
+from vitmae.interruption import Interrupted, interruption
+from vitmae.machine_faults import explain_machine_fault
 from vitmae.runs.directory import claim_directory
-from vitmae.runs.exit import ABORTED, FAULT, report
+from vitmae.runs.exit import FAULT, report, tell_interruption
 from vitmae.runs.launch import RANK_MARKERS, current_launch
+from vitmae.runs.sweep import Sweep
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 _SWEEP = {"-m", "--multirun"}
 
@@ -41,7 +50,9 @@ def command(
     task: Task,
     config_name: str = "config",
     prepare: Callable[[list[str]], list[str]] | None = None,
+    check_sweep: Callable[[list[list[str]]], None] | None = None,
     end_sweep: Callable[[Path], bool] | None = None,
+    keeps: str = "",
 ) -> Callable[..., int]:
     """Make a command from a function of settings.
 
@@ -49,7 +60,9 @@ def command(
         task: the function; a sweeper may optimise the value that it returns.
         config_name: the file in conf/ that holds the defaults.
         prepare: may replace the arguments before Hydra reads them.
+        check_sweep: called with the overrides of each job before a sweep starts; may refuse them.
         end_sweep: called with the directory of a sweep when it ends or is interrupted; returns False if a job failed.
+        keeps: what is kept after a signal, for a command that resumes if it is given again.
 
     Returns:
         A function that takes the arguments (by default those of the process) and returns the exit code.
@@ -57,36 +70,65 @@ def command(
 
     @wraps(task)
     def main(arguments: Sequence[str] | None = None) -> int:
+        with interruption.answered():
+            try:
+                interruption.check()
+                interruption.is_resumable = bool(keeps)
+                code = run(sys.argv[1:] if arguments is None else arguments)
+            except Interrupted as stop:
+                code = tell_interruption(stop, keeps)
+            if interruption.is_requested and arguments is None:
+                interruption.end_process(code)
+            return code
+
+    def run(words: Sequence[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+        logging.raiseExceptions = False  # a log file on a full disk is no reason to print tracebacks, or to stop
         use_large_pages()
         before, codes = sys.argv, [0]
-        flags, overrides = split_arguments(sys.argv[1:] if arguments is None else arguments)
+        flags, overrides = split_arguments(words)
         arguments = [*flags, *map(quoted, overrides)]  # Hydra requires all flags on one side of the overrides
         sys.argv = [before[0], *arguments]
-        if {"--help", "-h"} & set(arguments):
-            print(help_text(config_name))
-            return 0
+        sweep = Sweep([*flags, *overrides])
+        SweepStart.sweep = sweep
         try:
+            if {"--help", "-h"} & set(arguments):
+                print(help_text(config_name))
+                return 0
+            check_words(config_name, list(map(quoted, overrides)))
             if prepare is not None:
                 sys.argv[1:] = prepare(arguments)
-            sys.argv[1:] += _quiet_rank() + _short_names(flags, overrides)
+            sys.argv[1:] += _quiet_rank()
+            if _SWEEP & set(flags):
+                if check_sweep is not None:
+                    check_sweep(_jobs(overrides))
+                sys.argv[1:] += _short_names(overrides) + _resumed_sweep(sweep, overrides)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
         except (HydraException, OmegaConfBaseException) as error:
-            codes.append(report(UserError(explain(error, config_name, overrides))))
+            codes.append(report(_told(error, config_name, overrides)))
         except Exception as error:
             codes.append(report(error))
-        except KeyboardInterrupt:
-            codes.append(ABORTED)
-        except SystemExit as end:  # after --help, or after an interruption, which also ends a sweep
+        except Interrupted:
+            raise
+        except SystemExit as end:  # after --help, or after an interrupted run, which also ends a sweep
             codes.append(end.code if isinstance(end.code, int) else 0)
         finally:
-            sweep = _sweep_directory()
-            if end_sweep is not None and sweep is not None:
-                codes.append(0 if end_sweep(sweep) else FAULT)
+            directory = _sweep_directory()
+            if end_sweep is not None and directory is not None:
+                codes.append(_end_sweep(sweep, directory, end_sweep, max(codes)))
             sys.argv = before
         return max(codes)
 
     return main
+
+
+def _told(error: Exception, config_name: str, overrides: Sequence[str]) -> Exception:
+    """What is reported of an error of Hydra's: a user's mistake, unless a fault of the machine is its cause."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):  # raised while a resolver was called
+        cause = cause.__cause__ or cause.__context__
+    is_of_machine = cause is None and explain_machine_fault(error) is not None
+    return error if is_of_machine else UserError(explain(error, config_name, overrides))
 
 
 def call_target(config: DictConfig) -> None:
@@ -107,6 +149,7 @@ def _job(task: Task, codes: list[int]) -> Task:
     def job(config: DictConfig) -> float | None:
         try:
             with _on_its_own():
+                interruption.check()  # a library may have swallowed the exception
                 return task(config)
         except Exception as error:
             codes.append(report(error))
@@ -150,11 +193,19 @@ def _on_its_own() -> Iterator[None]:
 
 
 class SweepStart(Callback):
-    """Hydra's callback at the start of a sweep."""
+    """Hydra's callback at the start of a sweep.
+
+    Attributes:
+        sweep: of this process; Hydra builds the callback, and from the settings alone.
+    """
+
+    sweep: ClassVar[Sweep]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the choices of the groups known before the sweep's directory is named: `${name}` needs them."""
+        """Make the choices of the groups known, which the name of the directory needs, and record the sweep there."""
         HydraConfig.instance().set_config(config)
+        if not current_launch().separate:
+            self.sweep.begin(Path(config.hydra.sweep.dir))
 
 
 def _sweep_directory() -> Path | None:
@@ -175,19 +226,66 @@ def _quiet_rank() -> list[str]:
     return ["hydra.output_subdir=null", f"hydra.job.name=rank{launch.rank}"]
 
 
-def _short_names(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """An override for a sweep: the names of its jobs show only the settings that differ."""
-    if not _SWEEP & set(flags):
-        return []
+def _parsed(overrides: Sequence[str]) -> "list[Override]":
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    fixed = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep; of none if the sweeper draws values, which are not known before."""
+    choices = []
+    for override in _parsed([word for word in overrides if not word.startswith("hydra")]):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            return []
+    return [list(words) for words in product(*choices)]
+
+
+def _short_names(overrides: Sequence[str]) -> list[str]:
+    """An override for a sweep: the names of its jobs show only the settings that differ."""
+    fixed = [override.key_or_group for override in _parsed(overrides) if not override.is_sweep_override()]
     return [f"hydra.job.config.override_dirname.exclude_keys={json.dumps(fixed)}"]
 
 
+def _resumed_sweep(sweep: Sweep, overrides: Sequence[str]) -> list[str]:
+    """An override for a sweep that was interrupted: its directory.
+
+    A sweeper that draws values, and ranks that srun or torchrun started side by side, begin a new sweep.
+    """
+    given = {override.partition("=")[0]: override.partition("=")[2].strip("'\"") for override in overrides}
+    if {"hydra.sweep.dir", "hydra/sweeper"} & set(given) or current_launch().separate:
+        return []
+    if (directory := sweep.find(Path(given.get("runs", "runs")))) is None:
+        return []
+    print(f"resuming the sweep in {directory}; for a new one, give it a name: name=…", flush=True)
+    return [f"hydra.sweep.dir='{directory}'"]
+
+
+def _end_sweep(sweep: Sweep, directory: Path, end_sweep: Callable[[Path], bool], code: int) -> int:
+    """Write the table of a sweep, say how to resume it if a job is not finished, and return the exit code."""
+    try:
+        finished = end_sweep(directory)
+        sweep.end(directory, finished and code == 0)
+    except Exception as error:
+        return report(error)
+    if not finished or code != 0:
+        command = shlex.join(["python", "-m", "vitmae.train", *sweep.words])
+        print(f"\nthe same command resumes the sweep: {command}", flush=True)
+    return 0 if finished else FAULT
+
+
 def _claim(runs: str, name: str) -> str:
-    return str(claim_directory(Path(runs) / name, current_launch(), Path(runs)))
+    try:
+        return str(claim_directory(Path(runs) / name, current_launch(), Path(runs)))
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise UserError(
+            f"runs={runs}: no directory can be made there ({reason}): set runs= to another folder"
+        ) from error
 
 
 def _slug(text: str) -> str:

@@ -5,17 +5,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vitmae.atomic import make_folder
 from vitmae.classes import unlisted_classes
 from vitmae.command import command
-from vitmae.comparison.plan import SCRATCH, Design, Method, plan
-from vitmae.composition import compose, config_folders, group_choices, split_arguments, store_node
+from vitmae.comparison.plan import SCRATCH, Design, Job, Method, Row, plan
+from vitmae.composition import compose, config_folders, group_choices, split_arguments, store_evaluation, store_node
 from vitmae.config import build, check_settings, config_dir, locate, resolved
 from vitmae.errors import UserError
+from vitmae.files import user_path
+
+if TYPE_CHECKING:
+    from vitmae.comparison.check import PlannedRun
 
 _SHARED = (
     "data",
@@ -44,30 +48,27 @@ def compare(config: DictConfig) -> None:
     check_settings(settings)
     design: Design = build(settings)
 
+    from vitmae.comparison.check import require_space
     from vitmae.comparison.report import accuracy_table, write_report
     from vitmae.comparison.results import gather
-    from vitmae.comparison.runner import Stopped, run_jobs
-    from vitmae.runs.exit import INTERRUPTED, short
+    from vitmae.comparison.runner import run_jobs
+    from vitmae.runs.exit import short
     from vitmae.tables import as_text
 
-    folder = Path(design.out).expanduser().resolve()
+    folder = user_path(design.out).resolve()
     methods = _methods(design)
-    first_seed = plan(design, methods, folder)[: len(methods)]  # the other seeds differ in nothing else
-    jobs = [job for row in first_seed for job in (row.pretrain, *row.finetunes) if job is not None]
-    own_classes = sorted({name for job in jobs for name in unlisted_classes(_check_training(job.overrides))})
-    _check_evaluation(design.evaluate)
+    one_seed = [row for row in plan(design, methods, folder) if row.seed == max(design.seeds)]
+    planned = _check_jobs(one_seed)
+    own_classes = sorted({name for run in planned.values() for name in unlisted_classes(run.saved.settings).values()})
     own_code = [f"--config-dir={own}" for own in config_folders()[1:]]
     own_code += [f"trust=[{','.join(own_classes)}]"] if own_classes else []
     rows = plan(design, methods, folder, own_code)
     make_folder(folder, f"out={design.out}")
+    require_space(folder, rows, planned)
     failures: dict[str, str] = {}
-    try:
-        for row in run_jobs(rows, folder, failures):
-            written = write_report(design, rows, gather(rows, folder, own_classes), folder)
-            _log.info("%s, seed %d is finished: %s", row.method.name, row.seed, short(written[0]))
-    except Stopped:
-        _log.info("stopped: run the same command to resume")
-        raise SystemExit(INTERRUPTED) from None
+    for row in run_jobs(rows, folder, failures):
+        written = write_report(design, rows, gather(rows, folder, own_classes), folder)
+        _log.info("%s, seed %d is finished: %s", row.method.name, row.seed, short(written[0]))
     _log.info("\n%s\n", as_text(accuracy_table(gather(rows, folder, own_classes))))
     if failures:
         raise UserError(f"{len(failures)} jobs failed, the first: {next(iter(failures.values()))}")
@@ -95,26 +96,43 @@ def _methods(design: Design) -> list[Method]:
     ]
 
 
-def _check_training(overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings that overrides of `vitmae.train` stand for.
+def _check_jobs(rows: Sequence[Row]) -> dict[Path, "PlannedRun"]:
+    """Check each job as its own command would, before the first one starts.
+
+    Args:
+        rows: with one seed; the other seeds differ in nothing else.
+
+    Returns:
+        The training runs by their place.
 
     Raises:
-        UserError: `vitmae.train` would refuse them.
+        UserError: a job would be refused; the message begins with its method and stage.
     """
-    from vitmae.runs.preflight import check_devices, resolve_precision
+    from vitmae.comparison.check import JobChecks
 
-    settings = compose(overrides)
-    trainer = settings["trainer"]
-    check_devices(trainer["accelerator"], trainer["devices"])
-    trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
-    check_settings(settings)
-    return settings
+    checks = JobChecks(rows)
+    planned: dict[Path, PlannedRun] = {}
+    for row in rows:
+        for job in (row.pretrain, *row.finetunes, row.probes, *row.classifiers):
+            if job is None:
+                continue
+            try:
+                if job.command_name == "train":
+                    planned[job.place] = checks.training(job, compose(job.overrides))
+                else:
+                    run = planned[job.evaluated_run]
+                    checks.evaluation(run, _evaluation_settings(job, run))
+            except UserError as error:
+                raise UserError(f"{job.method}, {job.stage}: {error}") from error
+    return planned
 
 
-def _check_evaluation(overrides: Sequence[str]) -> None:
-    """Refuse overrides that `vitmae.evaluate` would refuse, except those of `data`, which depend on the run."""
-    known = [override for override in overrides if not override.startswith("data")]
-    check_settings(compose(["ckpt=run", *known], "evaluate"))  # any value of ckpt: each evaluation has its own
+def _evaluation_settings(job: Job, run: "PlannedRun") -> dict[str, Any]:
+    """The settings that `vitmae.evaluate` will find for a job, with the `data` of the run that it evaluates."""
+    from vitmae.evaluation.data_settings import of_run
+
+    data = of_run(run.saved, trust=list(unlisted_classes(run.saved.settings).values()))
+    return compose(store_evaluation(job.overrides, data), "evaluation")
 
 
 def store_overrides(arguments: list[str]) -> list[str]:
@@ -174,7 +192,9 @@ def split_overrides(text: str) -> list[str]:
     return [override for override in [*overrides, override] if override]
 
 
-main = command(compare, "compare", prepare=store_overrides)
+main = command(
+    compare, "compare", prepare=store_overrides, keeps="finished jobs are kept, and the running one is saved"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

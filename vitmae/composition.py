@@ -5,6 +5,7 @@
 `command.py` then calls a function with the settings.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,19 @@ from typing import Any, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.config import config_dir, did_you_mean, resolved, setting_keys
 from vitmae.errors import UserError
+from vitmae.files import user_path
+from vitmae.limits import Text, check_value
+
+_SEVERAL = ("logger", "experiment")
+"""Config groups of which several choices can be combined."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,12 +40,21 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def quoted(argument: str) -> str:
-    """An override, its value in quotes if that is a path with ``=`` or ``,``, which Hydra would split."""
+    """An override, its value in quotes if that is a path with ``=``, ``,`` or ``&``, which Hydra would not read.
+
+    A path may be new; the part of it with such a letter exists.
+    """
     key, equals, value = argument.partition("=")
-    is_plain = re.fullmatch(r"[\w./:+@%-]*", value) is not None
-    if not equals or is_plain or value[0] in "'\"[{" or not Path(value).expanduser().exists():
+    if not equals or _is_plain(value) or value[0] in "'\"[{":
         return argument
-    return f"{key}='{value}'"
+    place = user_path(value)
+    is_path = any(not _is_plain(str(part)) and os.path.lexists(part) for part in (place, *place.parents))
+    return f"{key}='{value}'" if is_path else argument
+
+
+def _is_plain(text: str) -> bool:
+    """Whether Hydra reads a text as it is."""
+    return re.fullmatch(r"[\w./:+@%-]*", text) is not None
 
 
 def trusted_names(overrides: Sequence[str]) -> list[str]:
@@ -68,15 +85,70 @@ def group_choices(group: str) -> list[str]:
     return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("[!_]*.yaml")})
 
 
+def check_words(config_name: str, overrides: Sequence[str]) -> None:
+    """Refuse words that Hydra would misread or report as a fault of its own, before it makes a run's directory.
+
+    Args:
+        config_name: the file whose config groups are meant.
+        overrides: the words of a command line.
+
+    Raises:
+        UserError: a group's value is no name of a choice, a whole group is removed, or no directory can have the name.
+        HydraException: a word cannot be read.
+    """
+    groups = _default_choices(config_name)
+    if not groups:  # a command of one function; compare has its own grammar
+        return
+    parser = OverridesParser.create()
+    for word in overrides:
+        try:
+            override = parser.parse_override(word)
+        except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+            shown = word if len(word) <= 80 else f"{word[:80]}…"
+            raise UserError(
+                f"cannot read {shown!r}: write key=value, and special characters as key=\"'value'\""
+            ) from error
+        key = override.key_or_group
+        if not key:
+            raise UserError(f"cannot read {word!r}: write key=value")
+        if override.is_sweep_override():
+            continue
+        if override.is_delete() and "." not in key:
+            raise UserError(f"{word}: {key} cannot be left out: set it to another value")
+        if key in groups:
+            value = override.value()
+            names = value if isinstance(value, list) and value and key in _SEVERAL else [value]
+            if not all(isinstance(name, str | QuotedString) for name in names):
+                what = "a choice, or a list of choices" if key in _SEVERAL else "one choice"
+                raise UserError(f"{word}: must be {what} ({', '.join(group_choices(key))}), or leave it out")
+        elif key in (
+            "name",
+            "runs",
+            "hydra.run.dir",
+        ):  # of the run's directory, which is made before settings are checked
+            text = override.get_value_element_as_str().strip("'\"")
+            check_value(key, text, Text)
+            if key == "name" and "/" in text:
+                raise UserError(f"{word}: must be the name of a directory, without /; runs= sets the folder")
+
+
+def _default_choices(config_name: str) -> dict[str, str | None]:
+    """The config groups of a file, each with its default choice."""
+    file = config_dir() / f"{config_name}.yaml"
+    if not file.exists():  # settings that a command has stored under a name
+        return {}
+    entries = cast(DictConfig, OmegaConf.load(file)).get("defaults", [])
+    pairs = [pair for entry in entries if isinstance(entry, DictConfig) for pair in entry.items()]
+    return {str(group): choice for group, choice in pairs if not str(group).startswith("override ")}
+
+
 def help_text(config_name: str) -> str:
     """What a command does and which choices it has; written without Hydra, which would first compose all settings."""
     config = OmegaConf.load(config_dir() / f"{config_name}.yaml")
-    defaults = [entry for entry in config.defaults if isinstance(entry, DictConfig)]
     lines = []
-    for entry in defaults:
-        for group, default in cast(dict[str, str], entry).items():
-            choices = ", ".join(f"[{name}]" if name == default else name for name in group_choices(group))
-            lines.append(f"  {group:<10} {choices}")
+    for group, default in _default_choices(config_name).items():
+        choices = ", ".join(f"[{name}]" if name == default else name for name in group_choices(group))
+        lines.append(f"  {group:<10} {choices}")
     return Template(config.hydra.help.template).substitute(GROUPS="\n".join(lines))
 
 
@@ -87,6 +159,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, 
         UserError: an override is wrong.
     """
     try:
+        check_words(config_name, overrides)
         config = _compose(overrides, config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, config_name, overrides)) from error
@@ -107,6 +180,31 @@ def store_node(name: str, node: DictConfig) -> None:
     ConfigStore.instance().store(name=name, node=node)
 
 
+def store_evaluation(overrides: Sequence[str], trained: dict[str, Any]) -> list[str]:
+    """Let Hydra find conf/evaluate.yaml with `data` filled in, under the name "evaluation".
+
+    Args:
+        overrides: of `vitmae.evaluate`; ``data=<choice>`` is another set, at the size and with the statistics of the
+            training.
+        trained: the `data` settings of the training, see `vitmae.evaluation.data_settings.of_run`.
+
+    Returns:
+        The overrides that are left to Hydra.
+
+    Raises:
+        UserError: the other set's settings are wrong.
+    """
+    from vitmae.evaluation.data_settings import seen_as
+
+    node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
+    node.data = trained
+    if any(word.startswith("data=") for word in overrides):
+        words = [word for word in overrides if word.startswith("data")]
+        node.data = seen_as(compose([*words, f"seed={trained['seed']}"])["data"], trained)
+    store_node("evaluation", node)
+    return [word for word in overrides if not word.startswith("data=")]
+
+
 def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     """The message of Hydra or OmegaConf in one line, with the nearest name that exists."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -118,8 +216,24 @@ def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str
         return f"cannot read {error.override!r}: write key=value, and special characters as key=\"'value'\""
     if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
         return f"unknown setting {unknown[1]}{did_you_mean(unknown[1], _known_keys(config_name, overrides))}"
+    return _cause(error)
+
+
+def _cause(error: Exception) -> str:
+    """What lies behind an error of Hydra: a mistake that a resolver found, or a message of OmegaConf."""
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, UserError):
+        origin = origin.__cause__ or origin.__context__
+    if origin is not None:
+        return str(origin)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
+    text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
+    if text.startswith("Ambiguous value for argument"):
+        word = text.split("'")[1]
+        return f"{word}: a comma makes a sweep: add -m, or write a list as [a,b], or a text as key=\"'a,b'\""
+    if text.startswith("Cannot merge") and isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key} must be a mapping: set its settings one by one, {cause.full_key}.<name>=<value>"
+    return text
 
 
 def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vitmae.errors import UserError
-from vitmae.limits import annotations_of, check_value
+from vitmae.limits import Text, annotations_of, check_value, is_own_class
 
 _DIRECTIVES = ("_target_", "_partial_", "weights")
 """Keys of a node that are not arguments; `weights` is loaded after the node is built (`vitmae.weights.load`)."""
@@ -73,10 +73,21 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
         node: plain settings; nodes inside it are built first. With ``_partial_: true`` the result is a function of
             the remaining arguments.
         arguments: further arguments that settings cannot hold, such as modules.
+
+    Raises:
+        UserError: an argument is missing or unknown, or what is called raises it.
     """
     target = locate(node["_target_"])
-    settings = {key: _built(value) for key, value in node.items() if key not in _DIRECTIVES}
-    return partial(target, **settings, **arguments) if node.get("_partial_") else target(**settings, **arguments)
+    settings = {key: _built(value) for key, value in node.items() if key not in _DIRECTIVES} | arguments
+    if node.get("_partial_"):
+        return partial(target, **settings)
+    try:
+        inspect.signature(target).bind(**settings)
+    except TypeError as error:
+        raise UserError(
+            f"{node['_target_']}: {error}: give each setting that it needs, and none that it has not"
+        ) from None
+    return target(**settings)
 
 
 def _built(value: Any) -> Any:
@@ -91,6 +102,8 @@ def locate(target: str) -> Callable[..., Any]:
     Raises:
         UserError: the name cannot be imported.
     """
+    if not isinstance(target, str):
+        raise UserError(f"_target_={target}: must be the full name of a class, package.Class")
     module, _, name = target.rpartition(".")
     try:
         found: Callable[..., Any] = getattr(import_module(module), name)
@@ -98,6 +111,10 @@ def locate(target: str) -> Callable[..., Any]:
         raise UserError(
             f"_target_={target} cannot be found: {error}: check the name, and whether its folder is on PYTHONPATH"
         ) from None
+    if not callable(found):
+        raise UserError(
+            f"_target_={target}: must be the full name of a class or function, not a {type(found).__name__}"
+        )
     return found
 
 
@@ -109,14 +126,14 @@ def takes(target: str, argument: str) -> bool:
 def check_settings(
     settings: Mapping[str, Any], path: str = "", homes: Mapping[str, Callable[..., Any]] | None = None
 ) -> None:
-    """Compare every node with a signature: that of its `_target_`, or that of its home.
+    """Compare every node with signatures: that of its `_target_`, and that of its home.
 
     A missing argument is not an error here: some are only known at run time.
 
     Args:
         settings: plain values.
         path: the path of these settings, as on a command line: ``model.optimizer``.
-        homes: by path, the signatures of nodes without a `_target_`.
+        homes: by path, the signatures of nodes without a `_target_`; for a node with one, further limits of its values.
 
     Raises:
         UserError: the signature has no such key (the message names the nearest one), or the annotation does not
@@ -124,7 +141,7 @@ def check_settings(
     """
     homes = homes or {}
     if "_target_" in settings:
-        _check_node(settings, path, locate(settings["_target_"]))
+        _check_node(settings, path, locate(settings["_target_"]), homes.get(path))
     elif path in homes:
         _check_node(settings, path, homes[path])
     for key, value in settings.items():
@@ -134,19 +151,25 @@ def check_settings(
                 check_settings(child, f"{inner}[{number}]" if isinstance(value, list) else inner, homes)
 
 
-def _check_node(node: Mapping[str, Any], path: str, target: Callable[..., Any]) -> None:
+def _check_node(
+    node: Mapping[str, Any], path: str, target: Callable[..., Any], limits: Callable[..., Any] | None = None
+) -> None:
     parameters = inspect.signature(target).parameters
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     is_open = len(names) < len(parameters)
-    annotations = annotations_of(target)
+    annotations = annotations_of(target) | (annotations_of(limits) if limits else {})
     prefix = f"{path}." if path else ""
     for key, value in node.items():
+        if key == "weights":
+            check_value(f"{prefix}{key}", value, Text | None)
         if key in _DIRECTIVES:
             continue
         if key not in names and not is_open:
             near = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in names])
             raise UserError(f"unknown setting {prefix}{key}{near}")
         if key in annotations and not _holds_nodes(value):
+            if is_own_class(annotations[key]):
+                raise UserError(f"{prefix}{key}={value}: must be a mapping with _target_, the class to build")
             check_value(f"{prefix}{key}", value, annotations[key])
 
 

@@ -3,31 +3,31 @@
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from vitmae.command import call_target, command
 from vitmae.errors import UserError
-from vitmae.limits import check_arguments
+from vitmae.files import user_path
+from vitmae.limits import Text, check_arguments
 
 _log = logging.getLogger(__name__)
 
 
 @check_arguments()
 def embed(
-    ckpt: str,
-    images: str,
-    out: str = "features.parquet",
+    ckpt: Text,
+    images: Text,
+    out: Text = "features.parquet",
     pooling: Literal["cls", "avg"] | None = None,
     batch_size: Annotated[int, Ge(1)] = 64,
-    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
+    num_workers: Annotated[int, Ge(0), Le(1024)] | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
-    device: str | None = None,
-    runs: str = "runs",
-    trust: Sequence[str] = (),
+    device: Text | None = None,
+    runs: Text = "runs",
+    trust: Sequence[Text] = (),
 ) -> None:
     """Write one vector per image of a folder into a Parquet table.
 
@@ -47,7 +47,7 @@ def embed(
     Raises:
         UserError: see `vitmae.trained.embed_folder.embed_folder`.
     """
-    table = Path(out).expanduser()
+    table = user_path(out)
     if table.suffix != ".parquet":
         raise UserError(f"out={out}: the name must end in .parquet")
 
@@ -63,7 +63,7 @@ def embed(
     _log.info("%s: %d vectors of width %d, %d images left out", table, done.count, done.width, len(folder) - done.count)
 
 
-main = command(call_target, "embed")
+main = command(call_target, "embed", keeps="finished chunks are kept")
 
 if __name__ == "__main__":
     sys.exit(main())

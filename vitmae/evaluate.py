@@ -8,40 +8,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
-from omegaconf import OmegaConf
 
 from vitmae.command import call_target, command
-from vitmae.composition import compose, split_arguments, store_node, trusted_names
-from vitmae.config import config_dir
+from vitmae.composition import split_arguments, store_evaluation, trusted_names
 from vitmae.errors import UserError
-from vitmae.evaluation.probe_name import ProbeName
-from vitmae.limits import check_arguments
+from vitmae.evaluation.probe_name import Probe, ProbeName
+from vitmae.files import user_path
+from vitmae.limits import Seed, Text, check_arguments
 
 _log = logging.getLogger(__name__)
 
 
 @check_arguments()
 def evaluate(
-    ckpt: str,
+    ckpt: Text,
     data: Any,
-    knn: Any,
-    linear: Any,
+    knn: Probe,
+    linear: Probe,
     logistic: Any,
-    fewshot: Any,
-    attentive: Any,
-    dense: Any,
+    fewshot: Probe,
+    attentive: Probe,
+    dense: Probe,
     probe: Literal["all"] | ProbeName | list[ProbeName] = "all",
     encoder: Literal["trained", "untrained", "both"] = "trained",
     split: Literal["val", "test"] | None = None,
     limit: Annotated[int, Ge(1)] | None = None,
     token_images: Annotated[int, Ge(1)] | None = 5000,
-    seed: Annotated[int, Ge(0)] = 0,
+    seed: Seed = 0,
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
-    device: str | None = None,
-    features: str | None = None,
-    out: str | None = None,
-    runs: str = "runs",
-    trust: Sequence[str] = (),
+    device: Text | None = None,
+    features: Text | None = None,
+    out: Text | None = None,
+    runs: Text = "runs",
+    trust: Sequence[Text] = (),
 ) -> None:
     """Run probes, print a table, and write it as JSON, Markdown and CSV.
 
@@ -75,12 +74,13 @@ def evaluate(
 
     from vitmae.atomic import make_folder
     from vitmae.data.cache import cache_dir
-    from vitmae.evaluation.choice import choose_probes, choose_split, require_same_channels
+    from vitmae.evaluation.choice import choose_probes, choose_split, require_no_idle_settings, require_same_channels
     from vitmae.evaluation.data_settings import read_once
     from vitmae.evaluation.feature_store import FeatureStore
     from vitmae.evaluation.probe_data import VAL_SHARE_OF_TRAIN, ProbeData
     from vitmae.evaluation.probes import Classifier, CollapseMonitors
     from vitmae.evaluation.scores import Score, as_table, write_scores
+    from vitmae.runs.directory import read_summary
     from vitmae.runs.exit import short
     from vitmae.tables import as_text
     from vitmae.trained.device import find_device
@@ -90,8 +90,6 @@ def evaluate(
     torch_device = find_device(device)
     saved = read_once(find_model(ckpt, runs), trust)
     require_same_channels(saved, data)
-    data.prepare()
-    scored = choose_split(data, split)
     probes = {
         "knn": knn,
         "linear": linear,
@@ -102,13 +100,14 @@ def evaluate(
         "collapse": CollapseMonitors(),
         "classifier": Classifier(),
     }
+    if probe != "all":
+        require_no_idle_settings([probe] if isinstance(probe, str) else probe, probes, probe)
+    data.prepare()
+    scored = choose_split(data, split)
     names = choose_probes(probe, data, saved, most_logistic=logistic.max_images, encoder=encoder)
-    root = Path(features).expanduser() if features else cache_dir() / "features"
-    path = (
-        Path(out).expanduser()
-        if out
-        else (home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")
-    )
+    require_no_idle_settings(names, probes, probe)
+    root = user_path(features) if features else cache_dir() / "features"
+    path = user_path(out) if out else (home_of(saved.path) / "evaluation" / f"{datetime.now():%Y-%m-%d-%H-%M-%S}.json")
     make_folder(path.parent, f"out={path}")  # before hours of computing
     make_folder(root, f"features={root}")
     images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
@@ -137,6 +136,7 @@ def evaluate(
                 scores += probes[name].run(probe_data)
     about = {
         "checkpoint": str(saved.path.resolve()),
+        "run": read_summary(home_of(saved.path)).get("id"),
         "objective": saved.objective,
         "split": scored,
         "seed": seed,
@@ -167,19 +167,12 @@ def fill_in_data(arguments: list[str]) -> list[str]:
         return arguments
     if {"-m", "--multirun"} & set(flags):
         raise UserError("-m: evaluate scores one checkpoint and cannot sweep: run it once per checkpoint")
-    from vitmae.evaluation.data_settings import of_run, read_once, seen_as  # here, because they are heavy
+    from vitmae.evaluation.data_settings import of_run, read_once  # here, because they are heavy
     from vitmae.trained.model import find_model
 
-    node: Any = OmegaConf.load(config_dir() / "evaluate.yaml")
     trust = trusted_names(overrides)
     saved = read_once(find_model(given["ckpt"].strip("'\""), given.get("runs", "runs")), trust)
-    settings = of_run(saved, trust)
-    if "data" in given:
-        words = [word for word in overrides if word.startswith("data")]
-        settings = seen_as(compose([*words, f"seed={settings['seed']}"])["data"], settings)
-    node.data = settings
-    store_node("evaluation", node)
-    return [*flags, "--config-name=evaluation", *(word for word in overrides if not word.startswith("data="))]
+    return [*flags, "--config-name=evaluation", *store_evaluation(overrides, of_run(saved, trust))]
 
 
 main = command(call_target, "evaluate", prepare=fill_in_data)

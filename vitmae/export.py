@@ -3,23 +3,25 @@
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from vitmae.command import call_target, command
 from vitmae.errors import UserError
+from vitmae.files import user_path
+from vitmae.limits import Text, check_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@check_arguments()
 def export(
-    ckpt: str,
+    ckpt: Text,
     format: Literal["bundle", "timm", "hf", "fair", "onnx", "torch_export"] = "bundle",
     what: Literal["encoder", "full"] = "full",
-    out: str | None = None,
-    push: str | None = None,
-    runs: str = "runs",
-    trust: Sequence[str] = (),
+    out: Text | None = None,
+    push: Text | None = None,
+    runs: Text = "runs",
+    trust: Sequence[Text] = (),
 ) -> None:
     """Write a trained model into a folder, and upload it to the hub if `push` names a repository.
 
@@ -45,7 +47,7 @@ def export(
             raise UserError(f"push={push} uploads a bundle: leave out format={format}")
         hub.check_repository(push)
     saved = read_saved(find_model(ckpt, runs), trust)
-    folder = Path(out).expanduser() if out else home_of(saved.path) / "export" / f"{format}-{what}"
+    folder = user_path(out) if out else home_of(saved.path) / "export" / f"{format}-{what}"
     for path in write_weights(saved, format, what, folder):
         _log.info("%s  %s kB", path, f"{path.stat().st_size / 1e3:,.0f}")
     if push is not None:

@@ -12,15 +12,22 @@ import json
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, is_dataclass
+from dataclasses import astuple
 from functools import cache, wraps
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from vitmae.errors import UserError
+
+Text = Annotated[str, MinLen(1)]
+"""A name or a path: an empty one would stand for the working directory."""
+
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""Of every random draw: the widest range that torch, numpy and scikit-learn share."""
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
@@ -78,7 +85,7 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
 def check_value(name: str, value: Any, annotation: Any) -> None:
     """Compare a value with an annotation; a whole number is also a number, a list also a tuple, a text also a path.
 
-    Values that no setting can hold, such as modules, are not checked.
+    A number must be finite. Where the annotation is a class of this project, the value must be an instance of it.
 
     Args:
         name: the setting as on a command line, such as ``data.train_fraction``.
@@ -88,61 +95,104 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
     Raises:
         UserError: the annotation does not allow the value; the line names the setting, the value and the allowed range.
     """
+    text = _as_json(value)
+    if not _fits(value, text, annotation):
+        shown = f"={value if isinstance(value, str) else text}" if text else f": it is of type {type(value).__name__}"
+        raise UserError(f"{name}{shown}: must be {_requirement(annotation, value, text)}")
+    if text is not None and not _is_finite(value):
+        raise UserError(f"{name}={text}: must be finite and {_requirement(annotation, value, text)}")
+
+
+def _as_json(value: Any) -> str | None:
+    """A value in JSON, as a setting would be written; None: no setting can hold it, such as a module."""
     try:
-        text = json.dumps(value, default=_as_json)
-    except TypeError:
-        return
-    if not _fits(text, annotation):
-        raise UserError(f"{name}={value if isinstance(value, str) else text}: must be {_requirement(annotation, text)}")
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError):  # ValueError: it contains itself
+        return None
 
 
-def _as_json(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return list(value)
-    return os.fspath(value)
+    if isinstance(value, Integral):  # numpy's
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    path = os.fspath(value)
+    if isinstance(path, bytes):
+        raise TypeError("bytes are no text")
+    return path
 
 
-def _fits(text: str, annotation: Any) -> bool:
-    """Whether pydantic accepts a value in JSON; its strict mode for JSON allows what YAML can express."""
-    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-
+def _is_finite(value: Any) -> bool:
     try:
-        TypeAdapter(annotation).validate_json(text, strict=True)
-    except ValidationError:
+        json.dumps(value, default=_plain, allow_nan=False)
+    except ValueError:
         return False
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        pass  # a type that no setting has
     return True
 
 
-def _requirement(annotation: Any, text: str | None) -> str:
+def _fits(value: Any, text: str | None, annotation: Any) -> bool:
+    """Whether an annotation allows a value; pydantic compares its JSON, because YAML can express the same as JSON."""
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
+        return any(_fits(value, text, choice) for choice in typing.get_args(annotation))
+    if is_own_class(annotation):
+        return text is None if typing.Protocol in annotation.__bases__ else isinstance(value, annotation)
+    try:
+        adapter = TypeAdapter(annotation)
+        if text is None:
+            adapter.validate_python(value, strict=True)
+        else:
+            adapter.validate_json(text, strict=True)
+    except ValidationError:
+        return False
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        pass  # a type that pydantic does not know, such as a list of tensors
+    return True
+
+
+def is_own_class(annotation: Any) -> bool:
+    """Whether it is a class of which settings cannot write a value."""
+    return inspect.isclass(annotation) and annotation not in (*_TYPE_NAMES, object, Any)
+
+
+def _requirement(annotation: Any, value: Any, text: str | None, is_inner: bool = False) -> str:
     """What a value must be, in words: ``> 0 and ≤ 1``.
 
     Args:
         annotation: the annotation of the value.
-        text: the value in JSON. If its type is right, the words name the limits alone; None: they name type and limits.
+        value: the value. If its type is right, the words name the limits alone.
+        text: the value in JSON.
+        is_inner: the annotation is that of the values in a list; the words name type and limits.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     words = _TYPE_NAMES.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
     if origin in (typing.Union, UnionType):
-        words = " or ".join(dict.fromkeys(_requirement(choice, text) for choice in inner))
+        words = " or ".join(dict.fromkeys(_requirement(choice, value, text, is_inner) for choice in inner))
     elif origin is typing.Literal:
-        *most, last = map(str, inner)
+        *most, last = dict.fromkeys(map(str, inner))
         words = f"{', '.join(most)} or {last}" if most else last
     elif origin is typing.Annotated:
         stated = [limit for entry in inner[1:] for limit in getattr(entry, "metadata", [entry])]  # several in a Field
-        limits = [limit for limit in stated if type(limit) in _SIGNS]
-        words = " and ".join(f"{_SIGNS[type(limit)]} {astuple(limit)[0]}" for limit in limits)
-        if text is None:
-            words = f"{_requirement(inner[0], None)} {words}"
-        elif not _fits(text, inner[0]):
-            words = _requirement(inner[0], text)
+        limits = " and ".join(_limit(limit, inner[0]) for limit in stated if type(limit) in _SIGNS)
+        if is_inner and annotation != Text:
+            words = f"{_requirement(inner[0], value, text, True)} {limits}"
+        else:
+            words = limits if is_inner or _fits(value, text, inner[0]) else _requirement(inner[0], value, text)
     elif origin is tuple:
-        words = f"a list of {len(inner)}, each {_requirement(inner[0], None)}"
+        words = f"a list of {len(inner)}, each {_requirement(inner[0], value, text, True)}"
     elif inspect.isclass(origin) and issubclass(origin, Sequence):
-        words = f"a list, each {_requirement(inner[0], None)}"
-    elif is_dataclass(annotation):
-        words = "a mapping"
+        words = f"a list, each {_requirement(inner[0], value, text, True)}"
+    elif is_own_class(annotation):
+        words = f"a {annotation.__name__}"
     return words
+
+
+def _limit(limit: Any, annotation: Any) -> str:
+    if isinstance(limit, MinLen) and annotation is str:
+        return "a text that is not empty"
+    return f"{_SIGNS[type(limit)]} {astuple(limit)[0]}"

@@ -3,13 +3,13 @@
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from vitmae.command import call_target, command
-from vitmae.limits import check_arguments
+from vitmae.files import as_line, user_path
+from vitmae.limits import Text, check_arguments
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 10  # seconds between two lines of progress
@@ -17,12 +17,12 @@ _LOG_EVERY = 10  # seconds between two lines of progress
 
 @check_arguments()
 def prepare(
-    src: str,
-    dst: str,
+    src: Text,
+    dst: Text,
     short_side: Annotated[int, Ge(1)] = 256,
     quality: Annotated[int, Ge(1), Le(100)] = 90,
     nearest: bool = False,
-    num_workers: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
+    num_workers: Annotated[int, Ge(1), Le(1024)] | Literal["auto"] = "auto",
 ) -> None:
     """Copy a folder of images; larger ones are shrunk until their short side has `short_side` pixels.
 
@@ -40,7 +40,7 @@ def prepare(
     from vitmae.data.part_loader import workers_for
     from vitmae.data.shrink import LEFT_OUT, Shrinking, shrink_folder
 
-    source, target = Path(src).expanduser(), Path(dst).expanduser()
+    source, target = user_path(src), user_path(dst)
     start = said = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -53,12 +53,12 @@ def prepare(
     tally = shrink_folder(source, target, how, workers_for(num_workers, 1), report)
     _log.info("%s: %s", target, ", ".join(f"{count} {outcome}" for outcome, count in sorted(tally.counts.items())))
     for name, reason in tally.left_out[:10]:
-        _log.warning("left out: %s: %s", name, reason)
+        _log.warning("left out: %s: %s", as_line(name), reason)
     if len(tally.left_out) > 10:
         _log.warning("and %d more, see %s", len(tally.left_out) - 10, target / LEFT_OUT)
 
 
-main = command(call_target, "prepare")
+main = command(call_target, "prepare", keeps="finished images are kept")
 
 if __name__ == "__main__":
     sys.exit(main())

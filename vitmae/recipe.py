@@ -22,8 +22,8 @@ from vitmae.limits import check_arguments
 WARMUP_SHARE = 0.05
 """Warm-up as a share of the run: 40 of 800 and 5 of 100 epochs in https://arxiv.org/abs/2111.06377, tables 8 and 9."""
 
-_NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "latent")
-"""Parameters without weight decay: positions and tokens are added to the data, they do not multiply it."""
+_TOKENS = ("pos_embed", "cls_token", "reg_token", "mask_token", "latent")
+"""Positions and tokens: they are added to the data, they do not multiply it."""
 
 
 @check_arguments("model.optimizer")
@@ -34,7 +34,9 @@ class Recipe:
     Attributes:
         name: the name of an optimiser in timm: adamw, sgd, lars, lamb, muon, …
         base_lr: the learning rate per 256 images; the peak is base_lr * effective batch / 256.
-        weight_decay: of matrices only; biases, norms, positions and tokens have none.
+        weight_decay: of matrices; biases and norms have none, positions and tokens as `decay_tokens` says.
+        decay_tokens: whether learned positions and tokens are decayed too, as in MAE's published pre-training, which
+            spares vectors only; its published fine-tuning spares positions and tokens.
         betas: of Adam-like optimisers; None: the optimiser's own default, or an optimiser without betas.
         momentum: of SGD-like optimisers; None: the optimiser's own default, or an optimiser without momentum.
         warmup_epochs: length of the linear warm-up from 0, which moves every step; None: 5 % of the run.
@@ -46,6 +48,7 @@ class Recipe:
     name: str = "adamw"
     base_lr: Annotated[float, Gt(0)] = 1.5e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
+    decay_tokens: bool = False
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None = None
     momentum: Annotated[float, Ge(0), Lt(1)] | None = None
     warmup_epochs: Annotated[float, Ge(0)] | None = None
@@ -93,7 +96,7 @@ def param_groups(
 
     Args:
         named_parameters: those of the whole objective.
-        recipe: gives weight decay and layer decay.
+        recipe: gives weight decay, what is decayed, and layer decay.
         peak_lr: the learning rate of the last layer.
         layer_of: parameter name -> layer: 0 for embeddings, num_layers for the head.
         num_layers: depth + 1, as in the published code of https://arxiv.org/abs/2111.06377.
@@ -104,7 +107,8 @@ def param_groups(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
+        is_token = name.rsplit(".", 1)[-1] in _TOKENS
+        decayed = parameter.ndim > 1 and (recipe.decay_tokens or not is_token)
         layer = layer_of(name) if recipe.layer_decay != 1 else num_layers
         scale = recipe.layer_decay ** (num_layers - layer)
         where = f"layer {layer}, " if recipe.layer_decay != 1 else ""
@@ -121,8 +125,13 @@ def param_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
-    """The optimiser of the recipe: timm's of that name; for adamw torch's own, fused into one pass over the parameters.
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, fused: bool = True) -> Optimizer:
+    """The optimiser of the recipe: timm's of that name; for adamw torch's own.
+
+    Args:
+        groups: see `param_groups`.
+        recipe: names the optimiser.
+        fused: whether adamw takes one pass over the parameters.
 
     Raises:
         UserError: the recipe sets betas or momentum, and the optimiser has none.
@@ -130,7 +139,7 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
     given = {"betas": recipe.betas, "momentum": recipe.momentum}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if recipe.name == "adamw":
-        settings["fused"] = True
+        settings["fused"] = fused
         settings.pop("momentum", None)
         optimizer: Optimizer = torch.optim.AdamW(groups, **settings)
     else:
@@ -138,7 +147,19 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
     for name, value in given.items():
         if value is not None and name not in optimizer.param_groups[0]:
             raise UserError(f"model.optimizer.{name} has no effect: {recipe.name} has no {name}; set it to null")
+    optimizer.register_load_state_dict_pre_hook(_with_own_settings)
     return optimizer
+
+
+def _with_own_settings(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any] | None:
+    """A saved state with the optimiser's own settings, so that a resumed run can change its learning rate.
+
+    None, which makes torch refuse the state as it is, if its groups have other sizes.
+    """
+    own, theirs = optimizer.state_dict()["param_groups"], saved["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in theirs]:
+        return None
+    return {**saved, "param_groups": own}
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) -> float:
@@ -149,9 +170,28 @@ def cosine_factor(step: int, warmup_steps: int, total_steps: int, floor: float) 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class Schedule(LambdaLR):
+    """A schedule that resumes at the saved step, with the peak and the length of this run."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the step, and set the learning rates of that step."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        for group, peak, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = peak * factor(self.last_epoch)
+
+
 def build_schedule(
     optimizer: Optimizer, recipe: Recipe, peak_lr: float, warmup_steps: int, total_steps: int
-) -> LambdaLR:
-    """A schedule that moves every step; its factor multiplies each group's own learning rate."""
-    floor = recipe.min_lr / peak_lr if peak_lr else 0.0
-    return LambdaLR(optimizer, lambda step: cosine_factor(step, warmup_steps, total_steps, floor))
+) -> Schedule:
+    """A schedule that moves every step; its factor multiplies each group's own learning rate.
+
+    Raises:
+        UserError: the learning rate would end above its peak.
+    """
+    if recipe.min_lr > peak_lr:
+        raise UserError(
+            f"model.optimizer.min_lr={recipe.min_lr:g}: must be ≤ the peak learning rate, {peak_lr:.3g} "
+            f"(base_lr={recipe.base_lr:g} x images per step / 256)"
+        )
+    floor = recipe.min_lr / peak_lr
+    return Schedule(optimizer, lambda step: cosine_factor(step, warmup_steps, total_steps, floor))

@@ -3,34 +3,34 @@
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from vitmae.command import call_target, command
 from vitmae.errors import UserError
-from vitmae.limits import check_arguments
+from vitmae.files import user_path
+from vitmae.limits import Seed, Text, check_arguments
 
 _log = logging.getLogger(__name__)
 
 
 @check_arguments()
 def reconstruct(
-    ckpt: str,
-    images: str,
-    out: str = "reconstructions",
-    mask: float | str | None = None,
+    ckpt: Text,
+    images: Text,
+    out: Text = "reconstructions",
+    mask: float | Text | None = None,
     passes: Annotated[int, Ge(2)] | None = None,
     panels: Annotated[int, Ge(0)] | None = 32,
     batch_size: Annotated[int, Ge(1)] = 32,
-    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
+    num_workers: Annotated[int, Ge(0), Le(1024)] | Literal["auto"] = "auto",
     on_error: Literal["raise", "skip"] = "raise",
-    seed: Annotated[int, Ge(0)] = 0,
+    seed: Seed = 0,
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
-    device: str | None = None,
-    runs: str = "runs",
-    trust: Sequence[str] = (),
+    device: Text | None = None,
+    runs: Text = "runs",
+    trust: Sequence[Text] = (),
 ) -> None:
     """Hide a part of each image, predict it, and write scores, errors and pictures.
 
@@ -57,6 +57,8 @@ def reconstruct(
     """
     if mask is not None and passes is not None:
         raise UserError(f"mask={mask} and passes={passes} exclude each other: leave one out")
+    if not out:
+        raise UserError("out= is empty: name a new folder")
 
     from vitmae.trained.images import FolderImages
     from vitmae.trained.masks import read_mask
@@ -66,7 +68,7 @@ def reconstruct(
     model = open_model(find_model(ckpt, runs), device, precision, trust)
     model.require_decoder()
     folder = FolderImages(images, model.preprocess, skip_unreadable=on_error == "skip")
-    place = Path(out).expanduser()
+    place = user_path(out)
     done = reconstruct_folder(
         model,
         folder,

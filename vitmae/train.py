@@ -7,26 +7,31 @@ Heavy modules are imported inside the functions, so that `--help` and `--cfg job
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from vitmae.command import command
-from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
-from vitmae.config import build, check_settings, resolved, takes
+from vitmae.composition import compose, quoted, split_arguments, store_settings, trusted_names
+from vitmae.config import build, locate, resolved
 from vitmae.errors import UserError
+from vitmae.following import RESUMED, agreement, follow, take_named_directory, value_of
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
-from vitmae.runs.launch import Launch, current_launch
+from vitmae.runs.launch import current_launch
+from vitmae.runs.ranks import cause_first, taking_part, watching_others
 from vitmae.runs.resume import find_resumption
 from vitmae.runs.settings import require_all
+from vitmae.runs.start import Start, find_start
 from vitmae.runs.sweep import report_sweep
 
-_RESUMED = "resumed_run"
+_SWEEP = {"-m", "--multirun"}
 _log = logging.getLogger(__name__)
 
 
@@ -46,46 +51,62 @@ def train(config: DictConfig) -> float:
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir), is_writer=launch.rank == 0)
     settings = resolved(config)
     require_all(settings)
-    ckpt = Path(settings["ckpt"]) if settings["ckpt"] else None
-    is_resumed = ckpt is not None and run.path in ckpt.parents
-    is_requeued = run.start(launch, name=settings["name"], choices=settings["choices"], is_resumed=is_resumed)
-    if is_requeued and run.last.exists():
-        ckpt = run.last
-    with ending(run, launch):
-        overrides = list(HydraConfig.get().overrides.task)
-        return _train(settings | {"ckpt": None}, overrides, run, launch, ckpt)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with taking_part(run, launch):
+        if in_sweep and run.summary().get("state") == "finished":  # before the sweep was interrupted
+            _log.info("already finished: %s", short(run.path))
+            return _monitored(settings, run)
+        start = find_start(run, launch, list(HydraConfig.get().overrides.task), settings, in_sweep)
+        if start.has_nothing_left:
+            _log.info("this run has finished: nothing is left to train; to train longer: trainer.max_epochs=…")
+            _log_results(run, run.summary().get("metrics", {}))
+            return _monitored(settings, run)
+        with watching_others(run, launch), ending(run, launch), cause_first(launch):
+            settings = settings | {"ckpt": None}
+            start.save_early(settings)
+            return _train(settings, start)
 
 
-def _train(
-    settings: dict[str, Any], overrides: list[str], run: RunDirectory, launch: Launch, ckpt: Path | None
-) -> float:
+def _monitored(settings: Mapping[str, Any], run: RunDirectory) -> float:
+    """The final value of the metric that the objective of a finished run monitors."""
+    objective: Any = locate(settings["model"]["_target_"])
+    return run.summary().get("metrics", {}).get(objective.monitor[0], float("nan"))
+
+
+def _train(settings: dict[str, Any], start: Start) -> float:
     import torch
 
-    from vitmae.runs.interruption import Interruption
-    from vitmae.runs.preflight import check_devices, resolve_precision
-    from vitmae.runs.settings import RunSettings
-    from vitmae.training.accounting import Accounting
-    from vitmae.training.averaging import WeightAverage
-    from vitmae.training.checkpoints import Checkpoints
+    from vitmae.models.objective import with_classes
+    from vitmae.training.accounting import refuse_idle
     from vitmae.training.fit import fit
-    from vitmae.training.loggers import MetricsFile, log_figure
-    from vitmae.training.online import LearnBaselines
-    from vitmae.training.progress import Progress
-    from vitmae.training.setup_report import SetupReport
-    from vitmae.training.step_log import StepLog
+    from vitmae.training.settings import check_run
 
-    trainer = settings["trainer"]
-    check_devices(trainer["accelerator"], trainer["devices"])
-    trainer["precision"] = resolve_precision(trainer["precision"], trainer["accelerator"])
-    check_settings(settings, homes={"": RunSettings, "checkpoint": Checkpoints})
-    run.save_config(OmegaConf.to_yaml(settings), ["python", "-m", "vitmae.train", *overrides])
+    run, ckpt = start.run, start.ckpt
+    check_run(settings)
+    idle = _without_effect(settings, start)
+    refuse_idle(settings, start.overrides, idle)
+    if ckpt is None:  # a resumed run saves its settings when the checkpoint has turned out to fit them
+        start.save(settings)
+    else:
+        from vitmae.weights.shapes import check_memory
+
+        check_memory(settings, ckpt)
+    if start.launch.rank == 0:
+        start.share(settings)
+        if start.launch.separate:
+            agreement(start.launch, start.overrides).answer({"directory": str(run.path)})
 
     torch.manual_seed(settings["seed"])  # for the initial weights; everything else is drawn from keys
     data = build(settings["data"])
     data.prepare()
+    if data.num_classes is None:
+        idle["probe"] = "these images have no labels: leave it out"
+        refuse_idle(settings, start.overrides, idle)
     backbone = build(settings["backbone"])
-    model = _with_classes(settings["model"], data.num_classes)
+    model = with_classes(settings["model"], data.num_classes)
     objective = build(model, backbone=backbone, mean=data.mean, std=data.std)
+    if objective.needs_labels:
+        data.require_labels()
     facts = {
         "class_names": data.class_names and list(data.class_names),
         "num_classes": model.get("num_classes"),
@@ -96,34 +117,7 @@ def _train(
     if settings["compile"]:
         objective.compile_blocks()
 
-    loggers = [build(node, run=run) for node in settings["logger"].values()]
-    if not any(isinstance(logger, MetricsFile) for logger in loggers):
-        loggers.append(MetricsFile(run))
-    every_n_steps = settings["checkpoint"]["every_n_steps"]
-    checkpoints = Checkpoints(run, objective.monitor, every_n_steps, settings, Interruption(), facts)
-    probe = build(settings["probe"])
-    panel = build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers))
-    parts = {
-        **{name: settings[name] for name in ("name", "runs", "seed", "ckpt", "weights_min_match", "trust")},
-        "data": data,
-        "backbone": backbone,
-        "model": objective,
-        "logger": dict(zip(settings["logger"], loggers, strict=False)),
-        "probe": probe,
-        "panel": panel,
-        "checkpoint": checkpoints,
-    }
-    ema_decay = objective.optimizer.ema_decay
-    callbacks = [
-        Accounting(settings, parts, overrides, _without_effect(settings, run, data, is_resumed=ckpt is not None)),
-        SetupReport(run.path / "effects.txt"),
-        *([WeightAverage(ema_decay)] if ema_decay is not None else []),
-        LearnBaselines(),
-        probe,
-        panel,
-        StepLog(),
-        Progress(),
-    ]
+    callbacks, checkpoints, loggers = _callbacks(settings, start, {"data": data, "model": objective}, facts, idle)
     metrics = fit(
         objective,
         data,
@@ -137,40 +131,77 @@ def _train(
     )
     metrics = run.summary().get("metrics", {}) | metrics
     run.record("finished", metrics=metrics)
-    if launch.rank == 0:
+    if start.launch.rank == 0:
         _log_results(run, metrics)
     return metrics.get(objective.monitor[0], float("nan"))
 
 
-def _with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
-    """The model's settings; an objective with classes and without a number gets that of the data.
+def _callbacks(
+    settings: Mapping[str, Any],
+    start: Start,
+    built: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    idle: Mapping[str, str],
+) -> tuple[list[Any], Any, list[Any]]:
+    """The callbacks in their order, the one that saves checkpoints, and the loggers."""
+    from vitmae.training.accounting import Accounting
+    from vitmae.training.averaging import WeightAverage
+    from vitmae.training.checkpoints import Checkpoints
+    from vitmae.training.loggers import MetricsFile, log_figure
+    from vitmae.training.online import LearnBaselines
+    from vitmae.training.progress import Progress
+    from vitmae.training.resuming import Resuming
+    from vitmae.training.safety import Safety
+    from vitmae.training.setup_report import SetupReport
+    from vitmae.training.step_log import StepLog
 
-    Raises:
-        UserError: the given number is smaller than that of the data.
-    """
-    if not takes(model["_target_"], "num_classes"):
-        return dict(model)
-    given = model.get("num_classes")
-    if given is not None and num_classes is not None and given < num_classes:
-        raise UserError(
-            f"model.num_classes={given}, but the data has {num_classes} classes: must be ≥ {num_classes}, or null"
-        )
-    return {**model, "num_classes": num_classes if given is None else given}
+    run, objective = start.run, built["model"]
+    loggers = [build(node, run=run) for node in settings["logger"].values()]
+    if not any(isinstance(logger, MetricsFile) for logger in loggers):
+        loggers.append(MetricsFile(run))
+    every_n_steps = settings["checkpoint"]["every_n_steps"]
+    checkpoints = Checkpoints(run, objective.monitor, every_n_steps, settings, facts)
+    safety = Safety(run, settings, facts, settings["on_nonfinite"])
+    probe = build(settings["probe"])
+    panel = build(settings["panel"], folder=run.figures, log=partial(log_figure, loggers))
+    parts = {
+        **{name: settings[name] for name in ("name", "runs", "seed", "ckpt", "weights_min_match", "trust")},
+        **built,
+        "backbone": objective.backbone,
+        "logger": dict(zip(settings["logger"], loggers, strict=False)),
+        "probe": probe,
+        "panel": panel,
+        "checkpoint": checkpoints,
+        "on_nonfinite": safety.on_nonfinite,
+    }
+    ema_decay = objective.optimizer.ema_decay
+    callbacks = [
+        Accounting(settings, parts, start.overrides, idle),
+        *([Resuming(run, partial(start.save, settings))] if start.ckpt is not None else []),
+        SetupReport(run.path / "effects.txt", start.changes),
+        *([WeightAverage(ema_decay)] if ema_decay is not None else []),
+        safety,
+        LearnBaselines(),
+        probe,
+        panel,
+        StepLog(),
+        Progress(),
+    ]
+    return callbacks, checkpoints, loggers
 
 
-def _without_effect(settings: Mapping[str, Any], run: RunDirectory, data: Any, is_resumed: bool) -> dict[str, str]:
+def _without_effect(settings: Mapping[str, Any], start: Start) -> dict[str, str]:
     """Settings that have no effect in this run, each with the reason and the remedy."""
     without_effect = {}
-    if is_resumed:
+    if start.is_named:
         without_effect = dict.fromkeys(
             ("model.weights", "backbone.weights", "weights_min_match"), "a resumed run loads its weights: leave it out"
         )
     elif settings["model"].get("weights") is None and settings["backbone"].get("weights") is None:
         without_effect["weights_min_match"] = "no weights are loaded: give backbone.weights= or model.weights= too"
-    if settings["name"] != (name := run.summary()["name"]):
+        without_effect["trust"] = "no file is read that could build a class: leave it out"
+    if settings["name"] != (name := start.run.summary()["name"]):
         without_effect["name"] = f"the run already has the name {name}: leave it out"
-    if data.num_classes is None:
-        without_effect["probe"] = "these images have no labels: leave it out"
     return without_effect
 
 
@@ -210,29 +241,83 @@ def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
             _log.info("%-24s %s", name, short(path))
 
 
+def prepare(arguments: list[str]) -> list[str]:
+    """The words that Hydra reads: for the first rank those of `resume`; for another rank what the first has decided.
+
+    Raises:
+        UserError: see `resume` and `follow`; several ranks cannot sweep; another process writes to the directory.
+    """
+    launch = current_launch()
+    if launch.rank > 0:
+        return follow(arguments, launch)
+    if launch.separate and _SWEEP & set(arguments):
+        raise UserError("-m: srun or torchrun has started several processes: start a sweep as one, which starts others")
+    words = resume(arguments)
+    take_named_directory(words)
+    return words
+
+
 def resume(arguments: list[str]) -> list[str]:
     """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run.
+
+    For a run that ended before its first checkpoint, it is the path of the run's directory.
 
     Raises:
         UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
     """
     flags, overrides = split_arguments(arguments)
-    ckpt = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("ckpt=")]
-    if not ckpt or ckpt[-1] in ("", "null"):
+    ckpt = value_of("ckpt", overrides)
+    if not any(word.startswith("ckpt=") for word in overrides) or ckpt == "null":
         return arguments
-    if {"-m", "--multirun"} & set(flags):
+    if not ckpt:
+        raise UserError(
+            "ckpt= is empty: name a run directory or a checkpoint, last or best; leave it out to start a run"
+        )
+    if _SWEEP & set(flags):
         raise UserError("-m: ckpt= resumes one run, which cannot be swept: leave -m or ckpt= out")
-    runs = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("runs=")]
     others = [override for override in overrides if not override.startswith("ckpt=")]
-    resumption = find_resumption(ckpt[-1], Path(runs[-1] if runs else "runs"), others, trusted_names(overrides))
-    store_settings(_RESUMED, resumption.settings)
+    runs = Path(value_of("runs", overrides) or "runs")
+    resumption = find_resumption(ckpt, runs, others, trusted_names(overrides))
+    store_settings(RESUMED, resumption.settings)
     place = []
     if resumption.directory is not None:
         place = [quoted(f"hydra.run.dir={resumption.directory}"), "hydra.output_subdir=null"]
-    return [*flags, f"--config-name={_RESUMED}", quoted(f"ckpt={resumption.checkpoint}"), *resumption.overrides, *place]
+    checkpoint = quoted(f"ckpt={resumption.checkpoint or resumption.directory}")
+    return [*flags, f"--config-name={RESUMED}", checkpoint, *resumption.overrides, *place]
 
 
-main = command(train, prepare=resume, end_sweep=report_sweep)
+def check_jobs(jobs: list[list[str]]) -> None:
+    """Check the runs of a sweep before the first one starts.
+
+    Args:
+        jobs: the overrides of each.
+
+    Raises:
+        UserError: a run would be refused; the message begins with its number.
+    """
+    from vitmae.training.check import RunChecks
+
+    checks = RunChecks()
+    for number, overrides in enumerate(jobs):
+        try:
+            checks.check(compose(overrides), overrides)
+        except UserError as error:
+            raise UserError(f"job {number} of the sweep: {error}") from error
+
+
+_main = command(train, prepare=prepare, check_sweep=check_jobs, end_sweep=report_sweep)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with the arguments, by default those of the process, and return the exit code."""
+    code = _main(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    with suppress(UserError):  # which the command has told
+        launch = current_launch()
+        if launch.separate and not {"--help", "-h"} & set(words):
+            agreement(launch, split_arguments(words)[1]).end(code)  # unless all have agreed
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -199,3 +199,52 @@ def test_dropout_follows_positions_projections_and_both_layers_of_an_mlp():
     vit = tiny_backbone(drop_rate=0.3).vit
     block = vit.blocks[0]
     assert [part.p for part in (vit.pos_drop, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2)] == [0.3] * 4
+    assert block.attn.attn_drop.p == 0.0, "not of attention weights (https://arxiv.org/abs/2010.11929, appendix B.1)"
+
+
+@pytest.mark.parametrize("place", ["pos_drop", "blocks.0.attn.proj_drop", "blocks.0.mlp.drop1", "blocks.0.mlp.drop2"])
+def test_each_place_of_dropout_takes_effect_in_training_and_in_no_evaluation(place):
+    backbone = tiny_backbone(drop_rate=0.3)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    images = torch.randn(2, 3, 16, 24)
+    plain = backbone(images)
+    assert torch.equal(backbone(images), plain)
+    backbone.vit.get_submodule(place).p = 0.3
+    assert not torch.equal(backbone(images), plain)
+    assert torch.allclose(backbone.eval()(images), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch14_reg4_dinov2"])
+def test_first_weights_like_those_of_vits_published_code_have_its_spreads(name):
+    """timm's function of this name draws queries, keys and values as one layer, which makes them smaller."""
+    torch.manual_seed(0)
+    width = 384
+    backbone = TimmViT(name, (42, 42), patch_size=14, embed_dim=width, depth=1, num_heads=2)
+    backbone.init_jax()
+    vit, block = backbone.vit, backbone.vit.blocks[0]
+    bound = (6 / (width + width)) ** 0.5
+    for part in (*block.attn.qkv.weight.chunk(3), block.attn.proj.weight):
+        assert part.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert part.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    for part in (block.mlp.fc1, block.mlp.fc2):
+        assert part.weight.std().item() == pytest.approx((2 / (width + 4 * width)) ** 0.5, rel=0.01)
+        assert part.bias.std().item() == pytest.approx(1e-6, rel=0.15)
+    assert not block.attn.qkv.bias.any()
+    assert not block.attn.proj.bias.any()
+    assert vit.patch_embed.proj.weight.std().item() == pytest.approx((3 * 14 * 14) ** -0.5, rel=0.01)
+    assert not vit.patch_embed.proj.bias.any()
+    assert not vit.cls_token.any()
+    assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.06)
+
+
+def test_maes_first_weights_leave_the_projections_bias_as_conv2d_draws_it():
+    torch.manual_seed(0)
+    backbone = tiny_backbone(embed_dim=256)
+    backbone.init_xavier()
+    bias = backbone.vit.patch_embed.proj.bias
+    bound = (3 * 4 * 4) ** -0.5
+    assert bias.abs().max().item() == pytest.approx(bound, rel=0.05)
+    assert bias.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert not backbone.vit.blocks[0].attn.qkv.bias.any()

@@ -163,7 +163,10 @@ def test_a_users_own_folder_reaches_every_job_and_names_none(tmp_path):
         if job
     ]
     assert [job.place for job in here] == [job.place for job in there]
-    assert all(set(own_code) <= set(job.arguments) and "--config-dir=/home/me/mine" in job.command for job in there)
+    for job in there:
+        assert "--config-dir=/home/me/mine" in job.command
+        reads_a_file = any(word.startswith(("ckpt=", "backbone.weights=")) for word in job.overrides)
+        assert ("trust=[mine.objective.Mine]" in job.arguments) == reads_a_file, "trust= without a file has no effect"
 
 
 def test_a_command_is_what_one_would_type(tmp_path):

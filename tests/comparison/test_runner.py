@@ -7,12 +7,15 @@ import pytest
 
 from tests.comparison.parts import finish, planned
 from vitmae.comparison import runner as module
-from vitmae.comparison.runner import Stopped, best_accuracy, best_classifier, is_done, run_jobs, seconds_of
+from vitmae.comparison.runner import best_accuracy, best_classifier, is_done, run_jobs, seconds_of
 from vitmae.errors import UserError
+from vitmae.interruption import Interrupted, interruption
 
 
 class Process:
     """Stands for `python -m vitmae.<module> <overrides>`."""
+
+    pid = os.getpid()
 
     def __init__(self, jobs, codes, started, overrides, stdout, **others):
         self.job = next(job for job in jobs if str(job.place) in overrides[-1] or overrides[-1] == f"ckpt={job.place}")
@@ -83,6 +86,30 @@ def test_the_accuracy_that_counts_is_that_of_the_checkpoint_that_is_evaluated(tm
     assert best_accuracy(rows[0].finetunes[0]) == 0.8, "the best epoch's, not the last"
 
 
+def test_an_evaluation_counts_if_its_file_is_whole_and_of_the_run_that_is_there(tmp_path):
+    _, rows = planned(tmp_path)
+    row = rows[0]
+    finish(row.finetunes[0])
+    (row.finetunes[0].place / "summary.json").write_text('{"state": "finished", "id": "first"}')
+    assert not is_done(row.probes)
+    finish(row.probes)
+    assert is_done(row.probes), "earlier versions wrote no id"
+    about = json.loads(row.probes.place.read_text())
+    for run, counts in (("first", True), ("deleted since, and trained again", False)):
+        row.probes.place.write_text(json.dumps({**about, "run": run}))
+        assert is_done(row.probes) == counts
+    for length in (0, 1, 100):
+        row.probes.place.write_text(json.dumps(about)[:length])
+        assert not is_done(row.probes)
+
+
+def test_a_damaged_evaluation_is_run_again(run, tmp_path):
+    rows = run()[0]
+    rows[0].probes.place.write_text("{")
+    assert [name for name, _ in run()[1]] == ["scratch, seed 0, probes"]
+    assert is_done(rows[0].probes)
+
+
 def test_a_failure_stops_what_needs_it_and_nothing_else(run):
     _, started, failures, done = run({"pretrain": 2})
     assert [name for name, _ in started if name.startswith("mae")] == ["mae, seed 0, pretrain", "mae, seed 1, pretrain"]
@@ -107,7 +134,7 @@ def test_a_signal_between_two_jobs_starts_no_other(tmp_path, monkeypatch):
     for job in (*rows[0].finetunes, rows[0].probes, *rows[0].classifiers):
         finish(job)
     monkeypatch.setattr(module.subprocess, "Popen", lambda overrides, **given: pytest.fail("another job was started"))
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted), interruption.answered():
         for _ in run_jobs(rows, tmp_path, {}):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -120,7 +147,7 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
                 finish(job)
     first = run_jobs(rows, tmp_path, {})
     next(first)
-    with pytest.raises(UserError, match="still running there"):
+    with pytest.raises(UserError, match=f"still running there.*kill {os.getpid()}$"):
         next(run_jobs(rows, tmp_path, {}))
     first.close()
     assert len(list(run_jobs(rows, tmp_path, {}))) == len(rows)
@@ -151,19 +178,6 @@ def test_a_job_that_outlives_its_comparison_keeps_the_folder(tmp_path, monkeypat
     super(Sleeping, started[1]).wait()
 
 
-def test_a_hangup_stops_it_unless_that_is_ignored(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with module._Runner(tmp_path, {}):
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup"
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with module._Runner(tmp_path, {}) as runner:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert runner.stop_requested
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def test_a_begun_run_resumes(run, tmp_path):
     _, rows = planned(tmp_path, own_code=["trust=[mine.objective.Mine]"])
     begun = rows[0].finetunes[0].place
@@ -180,37 +194,30 @@ def test_a_begun_run_resumes(run, tmp_path):
 
 
 def test_an_interrupted_job_stops_the_comparison(run):
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run({"finetune": 75})
 
 
-def test_a_signal_is_handed_on_and_handlers_are_given_back(tmp_path, monkeypatch):
+def test_a_signal_is_handed_on_and_the_job_is_waited_for(tmp_path, monkeypatch):
     _, rows = planned(tmp_path)
-    sent = []
+    did = []
 
     class Waiting:
-        def __init__(self, overrides, **given):
-            pass
+        pid = os.getpid()
+
+        def __init__(self, command, **given):
+            os.kill(os.getpid(), signal.SIGINT)  # as early as can be: the job must not be forgotten
+
+        def terminate(self):
+            did.append("terminate")
 
         def wait(self):
-            os.kill(os.getpid(), signal.SIGINT)
-            return 75
-
-        def poll(self):
-            return None
-
-        def send_signal(self, number):
-            sent.append(number)
+            did.append("wait")
 
     monkeypatch.setattr(module.subprocess, "Popen", Waiting)
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs beside it
-    try:
-        with pytest.raises(Stopped):
-            list(run_jobs(rows, tmp_path, {}))
-        assert sent == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, outside)
+    with pytest.raises(Interrupted), interruption.answered():
+        list(run_jobs(rows, tmp_path, {}))
+    assert did == ["terminate", "wait"]
 
 
 def test_wall_time_adds_up_over_attempts(tmp_path):

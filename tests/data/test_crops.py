@@ -1,3 +1,6 @@
+import math
+import random
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -6,6 +9,7 @@ from torchvision.transforms import v2
 from vitmae.data.crops import (
     View,
     central_boxes,
+    clipped_boxes,
     mirror,
     random_resized_boxes,
     resample,
@@ -160,6 +164,40 @@ def test_where_no_random_box_fits_the_largest_of_an_allowed_shape_is_taken():
     boxes = random_resized_boxes(keys_of(50), *sides(50, 10, 400), (0.9, 1.0), (3 / 4, 4 / 3))
     assert boxes[:, 2].eq(10).all()
     assert boxes[:, 3].eq(13).all()
+
+
+def test_a_clipped_box_is_one_draw_cut_to_the_image_where_another_crop_draws_again():
+    """The crop of MAE's published linear probe: each side cut to that of the image, then placed."""
+    height, width = 30, 60
+    image = sides(4000, height, width)
+    ours = clipped_boxes(keys_of(4000), *image, (0.08, 1.0), (3 / 4, 4 / 3))
+    top, left, tall, wide = ours.unbind(1)
+    assert (top + tall <= height).all()
+    assert (left + wide <= width).all()
+    assert (top + tall == height)[tall < height].any()
+    assert (left + wide == width)[wide < width].any()
+    drawn = random.Random(0)
+    theirs = []
+    for _ in range(4000):
+        area = height * width * drawn.uniform(0.08, 1)
+        shape = math.exp(drawn.uniform(math.log(3 / 4), math.log(4 / 3)))
+        theirs.append((min(round(math.sqrt(area / shape)), height), min(round(math.sqrt(area * shape)), width)))
+    expected = torch.tensor(theirs).float()
+    torch.testing.assert_close(ours[:, 2:].float().mean(0), expected.mean(0), atol=0.5, rtol=0)
+    torch.testing.assert_close(ours[:, 2:].float().std(0), expected.std(0), atol=0.5, rtol=0)
+    cut = (expected[:, 0] == height).float().mean().item()
+    assert (tall == height).float().mean().item() == pytest.approx(cut, abs=0.03)
+    again = random_resized_boxes(keys_of(4000), *image, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert (again[:, 2] == height).float().mean() < 0.5 * cut
+
+
+def test_a_view_takes_the_crop_that_it_names():
+    keys, image = keys_of(9), sides(9, 30, 60)
+    ranges = ((0.5, 1.0), (3 / 4, 4 / 3))
+    for crop, boxes in (("random_resized", random_resized_boxes), ("random_resized_clipped", clipped_boxes)):
+        view = View((8, 8), crop, *ranges)
+        assert torch.equal(view.boxes(keys, *image), boxes(keys, *image, *ranges))
+        assert torch.equal(view.for_evaluation().boxes(keys, *image), View((8, 8)).boxes(keys, *image))
 
 
 def test_a_box_depends_on_its_own_key_only():

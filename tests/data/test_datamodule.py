@@ -367,8 +367,6 @@ def test_masks_without_any_are_refused():
         ({"crop": "centre"}, "data.crop"),
         ({"crop": "random_resized", "crop_ratio": "abc"}, "data.crop_ratio"),
         ({"crop": "random_resized", "crop_scale": [0.2]}, "data.crop_scale"),
-        ({"crop": "none", "crop_scale": [0.2, 1]}, "data.crop_scale"),
-        ({"crop": "none", "crop_ratio": [0.5, 2]}, "data.crop_ratio"),
         ({"crop": "random_resized", "crop_scale": [0.5, 0.2]}, "data.crop_scale"),
         ({"crop": "random_resized", "crop_scale": [0.5, 2.0]}, "data.crop_scale"),
         ({"crop_pct": 2.0}, "data.crop_pct"),

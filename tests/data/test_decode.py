@@ -193,6 +193,57 @@ def test_a_damaged_file_cannot_be_decoded_and_the_error_names_it(what, decoder):
         decode(BROKEN[what], 3, "photo")
 
 
+def zeroed(data, start=0.5, length=300):
+    start = int(start * len(data))
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+def test_a_jpeg_of_which_a_part_is_zeros_is_damaged_whatever_the_decoder(decoder):
+    for start in (0.2, 0.5, 0.8):
+        with pytest.raises(UnreadableImage, match="a part of the file is zeros"):
+            decode(zeroed(encode(picture(0, 300, 400), "JPEG", quality=95), start), 3, "photo")
+
+
+@pytest.mark.parametrize("kind", [{"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 4}])
+def test_simplejpeg_finds_damage_in_other_kinds_of_jpeg(kind):
+    noisy = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    with pytest.raises(UnreadableImage, match="Corrupt JPEG data"):
+        decode(zeroed(encode(noisy, "JPEG", **kind)), 3, "photo")
+
+
+def test_zeros_that_are_no_damage_are_allowed(decoder):
+    flat = np.full((3000, 3000, 3), 255, np.uint8)
+    whole = encode(picture(), "JPEG")
+    thumbnail = whole[:2] + b"\xff\xe1\x01\x00" + bytes(254) + whole[2:]
+    for data in (
+        encode(flat, "JPEG", optimize=True),
+        whole[:-2] + bytes(90) + whole[-2:],
+        whole + bytes(900),
+        thumbnail,
+    ):
+        assert bytes(64) in data
+        assert decode(data, 3, "photo").ndim == 3
+
+
+def test_the_size_of_a_jpeg_is_looked_at_before_memory_is_taken(decoder):
+    data = encode(picture(), "JPEG")
+    start = data.index(b"\xff\xc0") + 5
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode(data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :], 3, "photo")
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinite values")])
+def test_values_that_are_no_numbers_are_named(value, what):
+    array = np.zeros((4, 4), np.float32)
+    array[1, 2] = value
+    file = io.BytesIO()
+    np.save(file, array)
+    for data in (file.getvalue(), encode(Image.fromarray(array), "TIFF")):
+        with pytest.raises(UnreadableImage, match=f"the image holds {what}"):
+            decode(data, 1, "photo")
+        assert check(io.BytesIO(data)) == f"the image holds {what}"
+
+
 @pytest.mark.parametrize("what", sorted(BROKEN))
 def test_a_check_finds_a_damaged_file(what):
     reason = check(io.BytesIO(BROKEN[what]))

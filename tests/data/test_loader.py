@@ -86,6 +86,7 @@ def leave_loaders_to_the_garbage_collector():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_stop_at_once_when_their_loader_is_left_to_the_garbage_collector():
     """In a process of its own: what other tests have left is then not collected with it."""
     script = f"from {__name__} import leave_loaders_to_the_garbage_collector as run; run()"

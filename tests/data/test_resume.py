@@ -164,7 +164,7 @@ def test_accumulation_and_shortened_epochs_go_on_exactly(tmp_path):
 def on_rank(rank, world, **settings):
     data = ImageData(**{"source": Tensors(22), "img_size": 8, "in_chans": 1, "crop": "pad", "hflip": True} | settings)
     data.prepare()
-    progress = SimpleNamespace(total=SimpleNamespace(completed=0))
+    progress = SimpleNamespace(total=SimpleNamespace(completed=0), current=SimpleNamespace(completed=0))
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,

@@ -53,7 +53,7 @@ def test_two_ranks_see_together_what_one_process_with_twice_the_batch_sees(drop_
 
 def test_an_iteration_starts_where_it_is_told_to():
     whole = epoch(position=lambda: (3, 0))
-    rest = epoch(position=lambda: (3, 5))
+    rest = epoch(position=lambda: (3, 5 * 8))
     assert len(rest) == len(whole) - 5
     for ours, theirs in zip(whole[5:], rest, strict=True):
         assert ours.epoch == theirs.epoch == 3
@@ -61,7 +61,7 @@ def test_an_iteration_starts_where_it_is_told_to():
 
 
 def test_the_length_is_of_a_whole_epoch_wherever_an_iteration_starts():
-    assert len(ShuffledRequests(103, 8, seed=0, position=lambda: (3, 5))) == 12
+    assert len(ShuffledRequests(103, 8, seed=0, position=lambda: (3, 5 * 8))) == 12
 
 
 def test_the_place_is_asked_for_only_when_the_first_batch_is():

@@ -129,6 +129,14 @@ def test_what_is_no_image_or_cannot_be_read_is_listed_and_nothing_else_is_lost(t
     assert {"a/x.jpg", "small.jpg"} == set(tree(tmp_path / "dst")) - {"prepared.json", LEFT_OUT}
 
 
+def test_damage_inside_a_jpeg_does_not_become_a_part_of_the_copy(tmp_path):
+    data = save(picture((300, 200)), tmp_path / "src" / "x.jpg", quality=95, progressive=True).read_bytes()
+    half = len(data) // 2
+    (tmp_path / "src" / "x.jpg").write_bytes(data[:half] + bytes(200) + data[half + 200 :])
+    ((name, reason),) = run(tmp_path).left_out
+    assert (name, reason[:12]) == ("x.jpg", "Corrupt JPEG")
+
+
 def test_a_second_run_does_only_what_the_first_had_not_and_overwrites_nothing(tmp_path):
     for number in range(6):
         save(picture(), tmp_path / "src" / f"{number}.jpg")
@@ -229,11 +237,13 @@ def test_a_full_disk_is_one_line_and_no_image_is_blamed_for_it(tmp_path, monkeyp
         run(tmp_path)
 
 
-def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
+def test_linked_folders_are_followed_once_and_neither_circles_nor_the_copy(tmp_path):
     save(picture(), tmp_path / "elsewhere" / "x.jpg")
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "one").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "src" / "two").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "src" / "circle").symlink_to(tmp_path / "src")
+    (tmp_path / "src" / "copy").symlink_to(tmp_path / "dst")
     run(tmp_path)
-    assert {"one/x.jpg", "two/x.jpg"} == set(tree(tmp_path / "dst")) - {"prepared.json", LEFT_OUT}
+    run(tmp_path)
+    assert {"one/x.jpg"} == set(tree(tmp_path / "dst")) - {"prepared.json", LEFT_OUT}

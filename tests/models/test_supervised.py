@@ -5,13 +5,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.models.parts import batch, objective, tiny_backbone
+from vitmae.backbones.backbone import Backbone
+from vitmae.backbones.timm_vit import TimmViT
 from vitmae.errors import UserError
 from vitmae.models.supervised import topk_accuracy
 from vitmae.recipe import Recipe, param_groups
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch14_reg4_dinov2"])
-@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize("pool", ["cls", "avg", "map"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_logits_are_those_of_timm_on_the_same_weights(name, pool, dtype, tolerance):
     patch = 14 if "14" in name else 16
@@ -21,7 +23,7 @@ def test_logits_are_those_of_timm_on_the_same_weights(name, pool, dtype, toleran
     )
     torch.nn.init.normal_(model.head.weight, std=0.02)
     twin = timm.create_model(
-        name, num_classes=10, global_pool={"cls": "token", "avg": "avg"}[pool], fc_norm=pool == "avg", **settings
+        name, num_classes=10, global_pool={"cls": "token"}.get(pool, pool), fc_norm=pool == "avg", **settings
     )
     state = {k.removeprefix("backbone.vit."): v for k, v in model.state_dict().items() if k not in ("mean", "std")}
     twin.load_state_dict(state)
@@ -43,6 +45,19 @@ def test_the_deviation_of_the_heads_first_weights_is_the_one_asked_for():
         head = objective("vit", num_classes=1000, head_init_std=std).head
         assert head.weight.std().item() == pytest.approx(std, rel=0.05)
         assert not head.bias.any()
+
+
+def test_first_weights_of_the_backbone_are_those_that_are_named():
+    own, jax = objective("vit"), objective("vit", init="jax")
+    assert own.backbone.vit.blocks[0].attn.proj.weight.std() < 0.03
+    assert jax.backbone.vit.blocks[0].attn.proj.weight.std() > 0.15
+    assert not jax.backbone.vit.cls_token.any()
+
+
+def test_first_weights_that_a_backbone_does_not_have_are_refused(monkeypatch):
+    monkeypatch.setattr(TimmViT, "init_jax", Backbone.init_jax)
+    with pytest.raises(UserError, match=r"model\.init=jax: TimmViT has no such initialisation"):
+        objective("vit", init="jax")
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,9 @@ def test_a_k_above_the_bank_is_left_out_and_refused_if_there_is_no_other():
     bank, labels = normal(30, 4), torch.arange(30) % 2
     assert list(predict(bank, bank, labels, num_classes=2)) == [1, 5, 20]
     assert list(predict(bank, bank, labels, num_classes=2, ks=[30, 31])) == [30]
-    with pytest.raises(UserError, match="choose k from 1 to 30"):
+    with pytest.raises(UserError, match="k must be ≥ 1 and ≤ 30"):
         predict(bank, bank, labels, num_classes=2, ks=[31])
-    with pytest.raises(UserError, match="choose k from 1 to 30"):
+    with pytest.raises(UserError, match="k must be ≥ 1 and ≤ 30"):
         predict(bank, bank, labels, num_classes=2, ks=[0, 5])
 
 

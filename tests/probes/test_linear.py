@@ -185,3 +185,10 @@ def test_bad_settings_are_refused():
     for sets in ((unlabelled, part, part), (part, unlabelled, part), (part, part, unlabelled)):
         with pytest.raises(UserError, match="have no label"):
             linear(*sets, sweep=replace(SWEEP, epochs=2, warmup_epochs=1))
+
+
+def test_first_weights_are_normal_and_not_cut_at_two_deviations():
+    """The recipe's `trunc_normal_(std=0.01)` cuts at the values -2 and 2, which is 200 deviations away."""
+    weight = LinearHeads(512, 100, poolings=("cls",), base_lrs=(1.0,)).weight
+    assert weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert (weight.abs() > 0.02).float().mean().item() == pytest.approx(0.0455, abs=0.005)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from vitmae.errors import UserError
+from vitmae.lease import holding
 from vitmae.runs import directory as module
-from vitmae.runs.directory import RunDirectory, claim_directory, environment, read_summary
+from vitmae.runs.directory import RunDirectory, claim_directory, environment, read_summary, state_of
 from vitmae.runs.launch import Launch
 
 ALONE = Launch()
-RANKS = [Launch(rank, separate=True, key="slurm-42") for rank in range(8)]
+FIRST = Launch(separate=True, key="slurm-42")
 
 
 def start(path, launch=ALONE, **settings):
@@ -28,33 +30,33 @@ def test_runs_that_want_one_name_at_once_never_share_a_directory(tmp_path):
     assert {"mae", "mae-2", "mae-50"} <= {claim.name for claim in claims}
 
 
-def test_ranks_that_are_started_side_by_side_agree_although_their_clocks_differ(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        claims = list(
-            pool.map(lambda rank: claim_directory(tmp_path / "day" / f"{rank.rank}-mae", rank, tmp_path), RANKS)
-        )
-    assert len(set(claims)) == 1
-    assert [path.name for path in (tmp_path / "day").iterdir()] == [claims[0].name]  # nobody leaves an empty one
-
-
-def test_a_rank_that_is_overtaken_while_it_makes_a_directory_takes_the_other_one(tmp_path, monkeypatch):
-    make, first = module._make, []
-
-    def be_overtaken(path):
-        monkeypatch.setattr(module, "_make", make)
-        first.append(claim_directory(tmp_path / "day" / "0-mae", RANKS[0], tmp_path))
-        return make(path)
-
-    monkeypatch.setattr(module, "_make", be_overtaken)
-    assert claim_directory(tmp_path / "day" / "1-mae", RANKS[1], tmp_path) == first[0]
-    assert list((tmp_path / "day").iterdir()) == first
-
-
 @pytest.mark.parametrize("separate", [True, False])
 def test_a_later_attempt_of_a_job_gets_the_directory_of_the_earlier_one(tmp_path, separate):
-    first = replace(RANKS[0], separate=separate)
+    first = replace(FIRST, separate=separate)
     directory = claim_directory(tmp_path / "monday", first, tmp_path)
     assert claim_directory(tmp_path / "tuesday", replace(first, attempt=2), tmp_path) == directory
+
+
+def test_a_later_attempt_whose_directory_was_deleted_gets_a_new_one(tmp_path):
+    claim_directory(tmp_path / "monday", FIRST, tmp_path).rmdir()
+    assert claim_directory(tmp_path / "tuesday", replace(FIRST, attempt=1), tmp_path) == tmp_path / "tuesday"
+
+
+def test_a_first_attempt_takes_no_directory_of_an_older_job_with_its_number(tmp_path):
+    claim_directory(tmp_path / "monday", FIRST, tmp_path)
+    assert claim_directory(tmp_path / "tuesday", FIRST, tmp_path) == tmp_path / "tuesday"
+
+
+def test_records_of_jobs_that_did_not_start_for_a_month_are_deleted(tmp_path):
+    for number in range(3):
+        claim_directory(tmp_path / "a", replace(FIRST, key=f"slurm-{number}"), tmp_path)
+    launches = tmp_path / module.LAUNCHES
+    (launches / "slurm-3").mkdir()
+    (launches / "slurm-3" / "rank1.question").touch()
+    for old in ("slurm-0.directory", "slurm-3"):
+        os.utime(launches / old, (1000, 1000))
+    claim_directory(tmp_path / "a", replace(FIRST, key="slurm-4"), tmp_path)
+    assert sorted(os.listdir(launches)) == [f"slurm-{number}.directory" for number in (1, 2, 4)]
 
 
 def test_the_same_command_twice_in_one_slurm_job_makes_two_runs(tmp_path):
@@ -71,24 +73,23 @@ def test_a_directory_that_holds_a_run_is_refused_unless_it_is_resumed(tmp_path):
     assert read_summary(tmp_path)["id"] == identity  # under which it is known to dashboards
 
 
-def test_a_requeued_job_is_recognised_by_every_rank_and_a_first_attempt_is_not(tmp_path):
-    assert not start(tmp_path, RANKS[0])[1]
-    assert not start(tmp_path, RANKS[1])[1]
-    assert start(tmp_path, replace(RANKS[1], attempt=1))[1]
-    assert start(tmp_path, replace(RANKS[0], attempt=1))[1]
-    assert start(tmp_path, replace(RANKS[2], attempt=1))[1]  # also after the first rank has begun the new attempt
+def test_a_requeued_job_is_recognised_and_a_first_attempt_is_not(tmp_path):
+    assert not start(tmp_path, FIRST)[1]
+    assert start(tmp_path, replace(FIRST, attempt=1))[1]
+    assert start(tmp_path, replace(FIRST, attempt=2))[1]
 
 
 def test_another_job_in_the_same_directory_is_not_taken_for_a_requeued_one(tmp_path):
-    start(tmp_path, RANKS[0])
+    start(tmp_path, FIRST)
     with pytest.raises(UserError, match="holds a run"):
         start(tmp_path, Launch(key="slurm-43", attempt=1))
 
 
 def test_only_the_first_rank_writes(tmp_path):
-    run, _ = start(tmp_path / "run", Launch(rank=1))
+    run = RunDirectory(tmp_path / "run", is_writer=False)
     run.record("finished")
-    run.save_config("a: 1", ["train"])
+    run.save_config("a: 1")
+    run.save_command(["train"])
     run.save_environment(["cpu"])
     assert not (tmp_path / "run").exists()
 
@@ -104,8 +105,10 @@ def test_a_state_is_added_to_the_facts_that_are_known(tmp_path):
 
 def test_each_command_that_worked_on_a_run_is_kept(tmp_path):
     run, _ = start(tmp_path)
-    run.save_config("a: 1", ["python", "-m", "vitmae.train"])
-    run.save_config("a: 2", ["python", "-m", "vitmae.train", "ckpt=last", "name=two words"])
+    run.save_config("a: 1")
+    run.save_command(["python", "-m", "vitmae.train"])
+    run.save_config("a: 2")
+    run.save_command(["python", "-m", "vitmae.train", "ckpt=last", "name=two words"])
     commands = (tmp_path / "commands.txt").read_text().splitlines()
     assert [command.split("  ")[1] for command in commands] == [
         "python -m vitmae.train",
@@ -116,11 +119,22 @@ def test_each_command_that_worked_on_a_run_is_kept(tmp_path):
 
 def test_what_a_killed_attempt_left_is_cleared_away(tmp_path):
     run, _ = start(tmp_path)
-    leftovers = [run.checkpoints / "last.ckpt.tmp1", tmp_path / "metrics.csv.tmp2", tmp_path / "rank1.error"]
+    leftovers = [run.checkpoints / "last.ckpt.tmp1"]
+    leftovers += [tmp_path / name for name in ("metrics.csv.tmp2", "rank1.error", ".lease.rank1")]
     for path in leftovers:
         path.touch()
     start(tmp_path, is_resumed=True)
     assert not any(path.exists() for path in leftovers)
+
+
+def test_a_run_that_says_running_and_whose_process_is_gone_was_killed(tmp_path):
+    run, _ = start(tmp_path)
+    assert state_of(tmp_path) == "killed"
+    with holding(run.lease, "run"):
+        assert state_of(tmp_path) == "running"
+    run.record("finished")
+    assert state_of(tmp_path) == "finished"
+    assert state_of(tmp_path / "nothing") == "not started"
 
 
 def test_the_environment_names_the_commit_of_this_code_and_whether_it_was_changed(tmp_path):

@@ -1,12 +1,16 @@
+import copy
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from vitmae.composition import compose
+from vitmae.config import setting_keys
 from vitmae.errors import UserError
-from vitmae.runs.resume import find_resumption
+from vitmae.runs.resume import MAY_CHANGE, changed_settings, find_resumption
 
 CHOICES = {"model": "mae", "data": "digits", "logger": ["wandb", "csv"], "experiment": None}
 
@@ -66,7 +70,7 @@ def test_a_path_may_be_a_run_or_a_checkpoint(runs):
 def test_the_settings_are_those_that_were_saved_and_single_ones_go_on_top(runs):
     run = make(runs, "d/a", age=0)
     found = find_resumption(str(run), runs, ["trainer.max_epochs=7", "seed=4", "+model.new=1", "~model.old"])
-    assert found.settings == {"name": "mae-digits", "choices": CHOICES, "seed": 3, "trust": []}
+    assert found.settings == {"name": "mae-digits", "choices": CHOICES, "seed": 3, "on_nonfinite": "stop", "trust": []}
     assert found.overrides == ["trainer.max_epochs=7", "seed=4", "+model.new=1", "~model.old"]
 
 
@@ -107,3 +111,112 @@ def test_a_checkpoint_without_its_run_brings_its_settings_and_starts_a_directory
     found = find_resumption(str(path), tmp_path, ["model=mae"])
     assert (found.checkpoint, found.directory, found.overrides) == (path, None, [])
     assert found.settings["seed"] == 5
+
+
+SAVED = {
+    "name": "mae-digits",
+    "seed": 3,
+    "choices": CHOICES,
+    "weights_min_match": 0.95,
+    "trainer": {"max_epochs": 5, "precision": "32-true", "gradient_clip_val": None},
+    "data": {"batch_size": 64, "seed": 3, "num_workers": 2, "val_fraction": 0.1},
+    "backbone": {"depth": 3, "weights": None},
+    "model": {
+        "mask_ratio": 0.75,
+        "freeze": "none",
+        "optimizer": {"base_lr": 1e-3, "betas": [0.9, 0.95], "ema_decay": None},
+    },
+    "probe": {"k": 20},
+}
+
+
+def changed(**settings):
+    """What `changed_settings` says about one setting, as `model__optimizer__base_lr=1`."""
+    ((name, value),) = settings.items()
+    *places, last = name.split("__")
+    now = copy.deepcopy(SAVED)
+    node = now
+    for place in places:
+        node = node[place]
+    node[last] = value
+    return changed_settings(SAVED, now, Path("run/checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "said"),
+    [
+        ({"model__optimizer__base_lr": 1e-4}, "model.optimizer.base_lr", "0.001 -> 0.0001"),
+        ({"model__optimizer__betas": [0.9, 0.999]}, "model.optimizer.betas", "[0.9,0.95] -> [0.9,0.999]"),
+        ({"model__optimizer__min_lr": 1e-6}, "model.optimizer.min_lr", "not set -> 1e-06"),
+        ({"trainer__max_epochs": 7}, "trainer.max_epochs", "5 -> 7"),
+        ({"trainer__gradient_clip_val": 1.0}, "trainer.gradient_clip_val", "null -> 1.0"),
+        ({"trainer__precision": "bf16-mixed"}, "trainer.precision", "32-true -> bf16-mixed"),
+        ({"data__batch_size": 128}, "data.batch_size", "64 -> 128"),
+        ({"data__num_workers": 0}, "data.num_workers", "2 -> 0"),
+        ({"probe__k": 5}, "probe.k", "20 -> 5"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite", "not set -> skip"),
+    ],
+)
+def test_what_may_change_changes_and_is_said_from_old_to_new(setting, name, said):
+    assert changed(**setting) == {name: said}
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"model__mask_ratio": 0.5}, "model.mask_ratio=0.5: the run has 0.75"),
+        ({"model__freeze": "backbone"}, "model.freeze=backbone: the run has none"),
+        ({"backbone__depth": 4}, "backbone.depth=4: the run has 3"),
+        ({"data__seed": 4}, "data.seed=4: the run has 3"),
+        ({"data__val_fraction": 0.2}, "data.val_fraction=0.2: the run has 0.1"),
+        ({"seed": 4}, "seed=4: the run has 3"),
+        ({"model__optimizer__name": "sgd"}, "model.optimizer.name=sgd: the run has not set"),
+        ({"model__optimizer__layer_decay": 0.5}, "model.optimizer.layer_decay=0.5: the run has"),
+        ({"model__optimizer__ema_decay": 0.99}, "model.optimizer.ema_decay=0.99 has no effect"),
+        ({"backbone__weights": "x.pth"}, "backbone.weights=x.pth has no effect: a resumed run loads its weights"),
+        ({"weights_min_match": 0.5}, "weights_min_match=0.5 has no effect: a resumed run loads its weights"),
+    ],
+)
+def test_what_the_weights_and_the_order_of_images_belong_to_stays(setting, name):
+    with pytest.raises(UserError) as error:
+        changed(**setting)
+    assert str(error.value).startswith(name)
+    assert "\n" not in str(error.value)
+    assert "leave it out" in str(error.value)
+
+
+def test_nothing_has_changed_where_only_the_checkpoint_and_the_trust_are_given():
+    assert changed(ckpt="run") == changed(trust=["mine.MAE"]) == {}
+
+
+def test_each_setting_that_may_change_exists():
+    settings = compose(["model=mae", "data=folder", "data.path=x", "+model.optimizer.momentum=0.9"])
+    names = set(setting_keys(settings))
+    known = names | {"data.on_error", "model.optimizer.min_lr", "model.optimizer.warmup_epochs"}
+    assert set(MAY_CHANGE) <= known
+
+
+def without_checkpoint(runs, path, state):
+    directory = make(runs, path, 0, kinds=())
+    summary = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").write_text(json.dumps(summary | {"state": state}))
+    return directory
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+def test_a_run_without_a_checkpoint_starts_again_in_its_directory(runs, state):
+    directory = without_checkpoint(runs, "monday/mae", state)
+    resumption = find_resumption(str(directory), runs, ["seed=4"])
+    assert (resumption.checkpoint, resumption.directory) == (None, directory.resolve())
+    assert (resumption.settings["seed"], resumption.overrides) == (3, ["seed=4"])
+
+
+@pytest.mark.parametrize(("state", "is_found"), [("interrupted", True), ("running", False)])
+def test_the_last_run_may_be_one_that_was_interrupted_before_its_first_checkpoint(runs, state, is_found):
+    older = make(runs, "monday/mae", 100)
+    newer = without_checkpoint(runs, "tuesday/mae", state)
+    found = find_resumption("last", runs, [])
+    assert found.directory == (newer if is_found else older).resolve()
+    assert find_resumption("best", runs, []).directory == older.resolve()
+    os.utime(older / "checkpoints" / "last.ckpt")
+    assert find_resumption("last", runs, []).directory == older.resolve()

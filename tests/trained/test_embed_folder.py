@@ -101,8 +101,19 @@ def test_a_table_of_another_checkpoint_is_not_resumed(place):
         embed(place)
 
 
-def test_a_finished_table_is_not_written_over(place):
+def test_a_finished_table_is_not_written_again(place):
+    first = embed(place)
+    (place / "out.parquet.parts").mkdir()  # of a run that was killed after its last write
+    before = (place / "out.parquet").stat().st_mtime_ns
+    again = embed(place)
+    assert (again.count, again.width, again.resumed) == (first.count, first.width, first.count)
+    assert (place / "out.parquet").stat().st_mtime_ns == before
+    assert not (place / "out.parquet.parts").exists()
+
+
+def test_another_table_is_not_written_over(place):
     embed(place)
+    saved_run(place / "run", seed=7)
     with pytest.raises(UserError, match="is there already"):
         embed(place)
 

@@ -54,13 +54,14 @@ def built(recipe, backbone=None, batch_size=64, **trainer):
     peak = recipe.peak_lr(batch_size)
     groups = param_groups(model.named_parameters(), recipe, peak, model.layer_of, model.backbone.depth + 1)
     optimizer = build_optimizer(groups, recipe)
-    schedule = build_schedule(optimizer, recipe, peak, 5, 100)
+    schedule = build_schedule(optimizer, recipe, peak, recipe.warmup_steps(100, 10), 100)
     model.run_length = lambda: (100, 10, batch_size)
     callbacks = [] if recipe.ema_decay is None else [WeightAverage(recipe.ema_decay)]
     settings = {
         "callbacks": callbacks,
         "lr_scheduler_configs": [SimpleNamespace(scheduler=schedule)],
         "estimated_stepping_batches": 100,
+        "global_step": 0,
         "gradient_clip_val": None,
         "accumulate_grad_batches": 1,
         "world_size": 1,

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vitmae.runs.directory import RunDirectory
-from vitmae.runs.interruption import Interruption
 from vitmae.runs.launch import Launch
 from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from vitmae.training.fit import NOT_FOR_USERS
+from vitmae.training.lightning_internals import leave_signals_alone
 
 QUIET = [pytest.mark.filterwarnings(f"ignore:.*{message}") for message in NOT_FOR_USERS]
 SETTINGS = {"model": {"mask_ratio": 0.75}, "choices": {"model": "mae", "logger": ["wandb", "csv"]}, "name": "standin"}
@@ -43,6 +43,7 @@ class Weights(LightningModule):
         if not self.trainer.sanity_checking:
             self.trace.append(("val", batch_idx, self.global_step, float(loss)))
         self.log("val/loss", loss, on_epoch=True, batch_size=1, sync_dist=True)
+        self.log("step", float(self.global_step), on_epoch=True, batch_size=1, reduce_fx="max", sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
@@ -60,8 +61,10 @@ class Batches:
         return self.data.count
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        done = self.data.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        for number in range(done, (done // self.data.count + 1) * self.data.count):
+        progress = self.data.trainer.fit_loop.epoch_loop.batch_progress
+        done, count = progress.total.completed, self.data.count
+        is_at_end = progress.current.completed == count  # of an epoch, whose end is still to be done
+        for number in range(done, (done // count + (not is_at_end)) * count):
             yield torch.full((3,), float(number))
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def new_run(path: Path) -> RunDirectory:
 
 
 def new_trainer(run: RunDirectory, checkpoints: Checkpoints, *callbacks: Callback, **settings: Any) -> Trainer:
-    return Trainer(
+    trainer = Trainer(
         accelerator="cpu",
         callbacks=[*callbacks, checkpoints],
         plugins=[AtomicCheckpointIO()],
@@ -117,6 +120,8 @@ def new_trainer(run: RunDirectory, checkpoints: Checkpoints, *callbacks: Callbac
         num_sanity_val_steps=0,
         **settings,
     )
+    leave_signals_alone(trainer)
+    return trainer
 
 
 def train(
@@ -124,13 +129,12 @@ def train(
     every_n_steps: int = 1000,
     callbacks: tuple[Callback, ...] = (),
     count: int = 5,
-    interruption: Interruption | None = None,
     ckpt: Path | None = None,
     **settings: Any,
 ) -> Weights:
     """Train the stand-in and return it with its trace, also where it was killed."""
     objective = Weights()
-    checkpoints = Checkpoints(run, objective.monitor, every_n_steps, SETTINGS, interruption or Interruption())
+    checkpoints = Checkpoints(run, objective.monitor, every_n_steps, SETTINGS)
     trainer = new_trainer(run, checkpoints, *callbacks, **settings)
     with suppress(Killed):
         trainer.fit(objective, datamodule=Numbers(count), ckpt_path=ckpt, weights_only=True)

@@ -21,8 +21,9 @@ KNOBS = [
     ("model.optimizer.betas", [0.9, 0.99]),
     ("model.optimizer.momentum", 0.9),
     ("compile", True),
-    ("model.optimizer.min_lr", 1e-4),
+    ("model.optimizer.min_lr", 1e-5),
     ("model.optimizer.ema_decay", 0.99),
+    ("model.optimizer.warmup_epochs", 0.7),
 ]
 
 

@@ -8,7 +8,6 @@ from tests.training.standin import QUIET, SETTINGS, KillBefore, Numbers, Weights
 from vitmae.errors import UserError
 from vitmae.probes.features import extract
 from vitmae.runs.checkpoint_file import read_checkpoint
-from vitmae.runs.interruption import Interruption
 from vitmae.training.averaging import WeightAverage, decay_at
 from vitmae.training.checkpoints import Checkpoints
 from vitmae.training.online import OnlineProbe
@@ -39,7 +38,7 @@ def average_of(steps, decay):
 
 
 def fit(run, objective, *callbacks, **settings):
-    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS)
     new_trainer(run, checkpoints, *callbacks, **{"max_epochs": 2} | settings).fit(objective, datamodule=Numbers())
     return objective
 

@@ -17,8 +17,8 @@ from tests.training.standin import (
     train,
 )
 from vitmae.errors import UserError
+from vitmae.interruption import Interrupted, interruption
 from vitmae.runs.checkpoint_file import read_checkpoint
-from vitmae.runs.interruption import Interrupted, Interruption
 from vitmae.training import checkpoints as module
 from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
 
@@ -83,7 +83,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
 
 def test_what_is_validated_before_the_first_step_is_no_best(tmp_path):
     run, objective = new_run(tmp_path), Weights()
-    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS)
     trainer = new_trainer(run, checkpoints, max_steps=3, max_epochs=-1)
     trainer.num_sanity_val_steps = 2
     trainer.fit(objective, datamodule=Numbers())
@@ -94,7 +94,7 @@ def test_what_is_validated_before_the_first_step_is_no_best(tmp_path):
 
 def test_a_metric_of_which_more_is_better_is_kept_at_its_highest(tmp_path):
     run, objective = new_run(tmp_path), Weights()
-    checkpoints = Checkpoints(run, ("val/loss", "max"), 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, ("val/loss", "max"), 1000, SETTINGS)
     trainer = new_trainer(run, checkpoints, max_epochs=3)
     trainer.fit(objective, datamodule=Numbers())
     assert (
@@ -110,7 +110,7 @@ def test_of_equally_good_checkpoints_the_first_stays_the_best(tmp_path, mode):
             self.log("val/loss", torch.ones(()), on_epoch=True, batch_size=1)
 
     run = new_run(tmp_path)
-    checkpoints = Checkpoints(run, ("val/loss", mode), 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, ("val/loss", mode), 1000, SETTINGS)
     new_trainer(run, checkpoints, max_epochs=3).fit(Level(), datamodule=Numbers())
     assert read_checkpoint(run.best)["global_step"] == 5
     assert read_checkpoint(run.last)["global_step"] == 15
@@ -121,7 +121,7 @@ def test_a_resumed_run_has_to_beat_the_best_of_before(tmp_path):
     train(run, 1, max_epochs=2, val_check_interval=2)
     best = read_checkpoint(run.best)
     saved = read_checkpoint(run.last)["callbacks"]["Checkpoints"]["best_value"]
-    checkpoints = Checkpoints(run, ("val/loss", "min"), 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, ("val/loss", "min"), 1000, SETTINGS)
     checkpoints.load_state_dict({"best_value": saved})
     assert not checkpoints._beats_best(torch.tensor(saved))
     assert checkpoints._beats_best(torch.tensor(saved - 0.1))
@@ -130,7 +130,7 @@ def test_a_resumed_run_has_to_beat_the_best_of_before(tmp_path):
 
 def test_a_validation_after_the_last_step_counts_for_the_best(tmp_path):
     run, objective = new_run(tmp_path), Weights()
-    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption())
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS)
     trainer = new_trainer(run, checkpoints, max_steps=3, max_epochs=-1)
     trainer.fit(objective, datamodule=Numbers())
     assert not run.best.exists()
@@ -169,10 +169,8 @@ def test_a_signal_stops_the_run_between_two_steps_and_it_goes_on_from_there(tmp_
     whole = train(new_run(tmp_path / "whole"), max_epochs=2, **settings)
     run, objective = new_run(tmp_path / "run"), Stopped(number, batch)
     before = signal.getsignal(number)
-    trainer = new_trainer(
-        run, Checkpoints(run, objective.monitor, 1000, SETTINGS, Interruption()), max_epochs=2, **settings
-    )
-    with pytest.raises(Interrupted) as stop:
+    trainer = new_trainer(run, Checkpoints(run, objective.monitor, 1000, SETTINGS), max_epochs=2, **settings)
+    with pytest.raises(Interrupted) as stop, interruption.answered():
         trainer.fit(objective, datamodule=Numbers())
     assert stop.value.step == step
     assert signal.getsignal(number) == before
@@ -229,4 +227,4 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line_and_never_run(tmp_p
 
 def test_a_save_interval_of_no_steps_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint\.every_n_steps=0"):
-        Checkpoints(new_run(tmp_path), ("val/loss", "min"), 0, SETTINGS, Interruption())
+        Checkpoints(new_run(tmp_path), ("val/loss", "min"), 0, SETTINGS)

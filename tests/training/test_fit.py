@@ -1,18 +1,22 @@
 import json
+import os
+import re
+import signal
 import warnings
 from functools import partial
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import StrategyRegistry
 
 from tests.training.runs import digits, tiny_objective, trainer
 from tests.training.standin import QUIET, SETTINGS, Numbers, Weights, new_run
 from vitmae.errors import UserError
+from vitmae.interruption import Interrupted, interruption
 from vitmae.recipe import Recipe
 from vitmae.runs.checkpoint_file import read_checkpoint
-from vitmae.runs.interruption import Interruption
-from vitmae.runs.preflight import check_devices, resolve_precision
+from vitmae.runs.preflight import check_devices, check_strategy, resolve_precision
 from vitmae.training.checkpoints import Checkpoints
 from vitmae.training.fit import fit
 from vitmae.training.loggers import MetricsFile, read_metrics
@@ -21,9 +25,9 @@ from vitmae.training.progress import Progress
 pytestmark = QUIET
 
 
-def run_fit(run, objective=None, ckpt=None, callbacks=(), interruption=None, **settings):
+def run_fit(run, objective=None, ckpt=None, callbacks=(), **settings):
     objective = objective or Weights()
-    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS, interruption or Interruption())
+    checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS)
     build = partial(
         Trainer, **{"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0} | settings
     )
@@ -149,13 +153,15 @@ def test_a_mistake_found_inside_a_hook_stays_a_mistake(tmp_path):
 
 def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path):
     class Impatient(Callback):
-        def on_train_batch_start(self, *args):
-            for _ in range(2):
-                interruption._on_signal(2, None)
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
 
-    run, interruption = new_run(tmp_path), Interruption()
-    with pytest.raises(KeyboardInterrupt):
-        run_fit(run, callbacks=[Impatient()], interruption=interruption, max_epochs=1)
+    run = new_run(tmp_path)
+    with pytest.raises(Interrupted) as stop, interruption.answered():
+        run_fit(run, callbacks=[Impatient()], max_epochs=1)
+    assert stop.value.code == 130
     assert not run.last.exists()
 
 
@@ -203,6 +209,30 @@ def test_gpus_that_are_not_there_are_one_line(monkeypatch, accelerator, devices,
 def test_devices_that_are_there_are_not_refused(monkeypatch, accelerator, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_devices(accelerator, devices)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [name for name in StrategyRegistry.available_strategies() if re.match("ddp_(spawn|fork|notebook)", name)]
+    + [{"_target_": "lightning.pytorch.strategies.DDPStrategy", "start_method": "spawn"}],
+)
+def test_a_strategy_that_copies_this_process_is_refused_with_the_remedy(strategy):
+    with pytest.raises(UserError, match=r"^trainer\.strategy=\S+: starts processes by \w+, .*: use ddp$"):
+        check_strategy(strategy)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "auto",
+        "ddp",
+        "ddp_find_unused_parameters_true",
+        "fsdp",
+        {"_target_": "lightning.pytorch.strategies.DDPStrategy"},
+    ],
+)
+def test_other_strategies_are_not_refused(strategy):
+    check_strategy(strategy)
 
 
 def test_without_a_terminal_progress_is_lines_that_say_where_the_run_is(tmp_path, caplog):

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 
 import matplotlib.pyplot as plt
@@ -139,6 +141,43 @@ def test_a_network_lost_in_the_middle_stops_nothing_and_loses_nothing(run, serve
     (folder,) = (run.path / "wandb").glob("run-*")
     assert len(read_offline_run(folder)["history"]) == 201
     assert f"upload the rest with: wandb sync {folder}" in caplog.text
+
+
+@pytest.mark.slow  # a process of its own imports lightning and wandb
+def test_a_wandb_process_that_is_killed_ends_no_run_and_prints_no_traceback(run, tmp_path):
+    code = (
+        "import os, signal, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from vitmae.runs.directory import RunDirectory\n"
+        "from vitmae.training.wandb_logger import Wandb\n"
+        "logger = Wandb(RunDirectory(Path(sys.argv[1])), mode='offline')\n"
+        "logger.log_metrics({'train/loss': 1.0}, 1)\n"
+        "children = subprocess.run(['ps', '--ppid', str(os.getpid()), '-o', 'pid=,comm='], capture_output=True, text=True)\n"
+        "(core,) = (line.split()[0] for line in children.stdout.splitlines() if 'wandb' in line)\n"
+        "os.kill(int(core), signal.SIGKILL)\n"
+        "for step in range(2, 1000): logger.log_metrics({'train/loss': 1.0}, step)\n"
+        "logger.close({'val/loss': 0.25}, 0)\n"
+        "print('the run goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "the run goes on\n")
+    assert done.stderr.startswith("W&B: no longer logged, ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionResetError])
+def test_a_wandb_process_that_cannot_be_ended_ends_no_run(run, monkeypatch, error):
+    logger = Wandb(run)
+    log_a_run(logger, steps=1)
+    teardown = wandb.teardown
+
+    def fail():
+        teardown()
+        raise error
+
+    monkeypatch.setattr(wandb, "teardown", fail)
+    logger.close({}, 75)
+    monkeypatch.undo()
 
 
 def test_artifacts_wait_for_their_upload_below_the_run_that_made_them(run, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,11 @@ from timm.layers import resample_abs_pos_embed
 from tests.weights.parts import build, given_mask, random_images, save_checkpoint, settings
 from vitmae.errors import UserError
 from vitmae.tokens.positions import sincos_positions
+from vitmae.trained.model import Model
 from vitmae.weights.load import load_weights
+from vitmae.weights.saved import read_saved
+
+CPU = torch.device("cpu")
 
 
 def saved(path, kind="mae", backbone=None, **model):
@@ -122,14 +127,19 @@ def test_a_smooth_position_code_of_224_pixels_stays_smooth_in_encoder_and_decode
             assert inner.max() < 1.3 * inner.min()
 
 
-def test_fixed_positions_of_another_grid_are_computed_and_not_resampled(tmp_path):
+@pytest.mark.parametrize("kind", ["mae", "vit"])
+def test_fixed_positions_of_another_grid_are_interpolated_whatever_they_are_loaded_for(tmp_path, kind):
+    """Evaluating, fine-tuning and training on see the same positions, inside the range that the blocks have learned."""
     _, path = saved(tmp_path)
-    fresh = build("mae", {"img_size": [32, 40]}, seed=7)
+    fresh = build(kind, {"img_size": [32, 40]}, seed=7)
     report = load_weights(fresh, path)
-    assert torch.equal(fresh.backbone.vit.pos_embed, sincos_positions((8, 10), 32, 1))
-    assert torch.equal(fresh.decoder.pos_embed, sincos_positions((8, 10), 32, 1))
-    assert report.share("encoder") == 1.0
-    assert "recomputed" in str(report)
+    wanted = resample_abs_pos_embed(sincos_positions((4, 6), 32, 1), [8, 10], [4, 6], num_prefix_tokens=1)
+    assert torch.equal(fresh.backbone.vit.pos_embed, wanted)
+    assert torch.equal(Model(read_saved(Path(path)), CPU, img_size=(32, 40)).backbone.vit.pos_embed, wanted)
+    if kind == "mae":
+        assert torch.equal(fresh.decoder.pos_embed, wanted)
+    assert report.share("encoder", "resampled") > 0
+    assert "learned there" not in str(report)
 
 
 def test_learned_positions_stay_those_they_were_in_a_model_that_keeps_them_fixed(tmp_path):
@@ -250,6 +260,6 @@ def test_the_report_counts_values_in_percent(tmp_path):
     text = str(load_weights(build("mae", {"img_size": [32, 40]}, decoder_depth=1), path))
     lines = text.splitlines()
     assert lines[0] == f"weights: {path} (this project's MAE)"
-    assert re.fullmatch(r"  encoder +0\.0\d M values: 9\d\.\d% loaded, \d\.\d% recomputed", lines[1])
+    assert re.fullmatch(r"  encoder +0\.0\d M values: 9\d\.\d% loaded, \d\.\d% resampled", lines[1])
     assert re.match(r"  decoder +0\.0\d M values: ", lines[2])
     assert re.search(r"unused +decoder.blocks.1.norm1.weight, .* and 33 more", text)

@@ -61,6 +61,14 @@ class Backbone(nn.Module):
     def init_xavier(self) -> None:
         """Initialise as the MAE paper does: Xavier-uniform, tokens normal with deviation 0.02."""
 
+    def init_jax(self) -> None:
+        """Initialise as the published code of https://arxiv.org/abs/2010.11929 does.
+
+        Raises:
+            UserError: the backbone has no such initialisation.
+        """
+        raise UserError(f"model.init=jax: {type(self).__name__} has no such initialisation: use model.init=backbone")
+
     @abstractmethod
     def remove_norm(self) -> None:
         """Remove the final norm, for a head with a norm of its own (a norm that the loss does not reach breaks DDP)."""

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import timm
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from timm.layers.patch_embed import PatchEmbed
+from timm.layers.weight_init import lecun_normal_
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from vitmae.tokens.patches import Size, gather_tokens, paint, pair, patchify
 from vitmae.tokens.positions import sincos_positions
 
 Count = Annotated[int, Ge(1)]
+Side = Annotated[int, Ge(1), Le(2**16)]
 
 
 class TimmViT(Backbone):
@@ -54,11 +56,11 @@ class TimmViT(Backbone):
     def __init__(
         self,
         name: str,
-        img_size: Count | Sequence[Count],
-        in_chans: Count = 3,
+        img_size: Side | Sequence[Side],
+        in_chans: Annotated[int, Ge(1), Le(10_000)] = 3,
         patch_size: Count | Sequence[Count] | None = None,
         embed_dim: Count | None = None,
-        depth: Count | None = None,
+        depth: Annotated[int, Ge(1), Le(1000)] | None = None,
         num_heads: Count | None = None,
         mlp_ratio: Annotated[float, Gt(0)] | None = None,
         drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.0,
@@ -105,15 +107,37 @@ class TimmViT(Backbone):
         self.vit.register_buffer("pos_embed", table)
 
     def init_xavier(self) -> None:
-        """Initialise as in the MAE paper: Xavier-uniform for linear layers and the patch projection, normal tokens."""
+        """Initialise as in the MAE paper: Xavier-uniform for linear layers and the patch projection, normal tokens.
+
+        The projection's bias stays as torch's Conv2d draws it, as in the published code.
+        """
         init_xavier(self.vit.blocks)
         proj = self.vit.patch_embed.proj
         nn.init.xavier_uniform_(proj.weight.view(proj.weight.shape[0], -1))
-        if proj.bias is not None:
-            nn.init.zeros_(proj.bias)
         for token in (self.vit.cls_token, self.vit.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
+
+    def init_jax(self) -> None:
+        """Initialise as in ViT's published code.
+
+        Xavier-uniform linear layers, queries, keys and values each for itself; biases of an MLP normal with deviation
+        1e-6, all others 0; the patch projection LeCun-normal; CLS and registers 0; learned positions normal with
+        deviation 0.02.
+        """
+        vit = self.vit
+        for name, part in vit.blocks.named_modules():
+            if isinstance(part, nn.Linear):
+                for weight in part.weight.detach().chunk(3 if name.endswith("qkv") else 1):
+                    nn.init.xavier_uniform_(weight)
+                if part.bias is not None:
+                    nn.init.normal_(part.bias, std=1e-6 if ".mlp." in name else 0.0)
+        lecun_normal_(vit.patch_embed.proj.weight)
+        for zero in (vit.patch_embed.proj.bias, vit.cls_token, vit.reg_token):
+            if zero is not None:
+                nn.init.zeros_(zero)
+        if isinstance(vit.pos_embed, nn.Parameter):
+            nn.init.normal_(vit.pos_embed, std=0.02)
 
     def remove_norm(self) -> None:
         """Remove the final norm, for a head with a norm of its own."""

@@ -14,11 +14,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Gt, Le, MinLen
 
 from vitmae.errors import UserError
+from vitmae.limits import Seed, Text
 
 Stage = Literal["pretrain", "probes", "finetune", "classifier"]
 CommandName = Literal["train", "evaluate"]
@@ -66,9 +67,9 @@ class Design:
             among `methods`.
     """
 
-    out: str
+    out: Text
     methods: Annotated[Sequence[str], MinLen(1)]
-    seeds: Annotated[Sequence[Annotated[int, Ge(0)]], MinLen(1)]
+    seeds: Annotated[Sequence[Seed], MinLen(1)]
     labels: Annotated[float, Gt(0), Le(1)]
     probes: Sequence[AccuracyProbe]
     base_lrs: Sequence[Annotated[float, Gt(0)]]
@@ -88,6 +89,13 @@ class Design:
             raise UserError(
                 f"{unused[0]}=[…]: methods={list(self.methods)} must contain {unused[0]}: add it, or leave this out"
             )
+        for override in self.evaluate:
+            section = _probe_of(override)
+            if section is not None and section not in self.probes:
+                raise UserError(
+                    f"evaluate={override} has no effect: probes={list(self.probes)} has no {section}: add it, or leave "
+                    "this out"
+                )
         stages = {name: getattr(self, name) for name in ("train", "pretrain", "finetune", "scratch", "evaluate")}
         for name, overrides in (stages | dict(self.own)).items():
             for override in overrides:
@@ -115,6 +123,12 @@ class Method:
     needs_labels: bool = False
 
 
+def _probe_of(override: str) -> str | None:
+    """The probe whose setting an override of `vitmae.evaluate` gives; None: a setting of the whole evaluation."""
+    section = override.lstrip("+~").partition("=")[0].partition(".")[0]
+    return section if section in get_args(AccuracyProbe) or section == "dense" else None
+
+
 SCRATCH = Method("scratch", "from scratch")
 
 
@@ -129,7 +143,8 @@ class Job:
         command_name: `vitmae.train` or `vitmae.evaluate`.
         overrides: the settings of what is computed; the job's name contains their hash.
         place: the run's directory, or the JSON file of an evaluation.
-        own_code: where the job finds the user's own YAML files and classes: ``--config-dir=…``, ``trust=[…]``.
+        own_code: where the job finds the user's own YAML files, and the classes that a file may build:
+            ``--config-dir=…``, ``trust=[…]``.
         base_lr: the learning rate that a fine-tuning tries; None: the one of the recipe.
     """
 
@@ -148,10 +163,17 @@ class Job:
         return f"{self.method}, seed {self.seed}, {self.stage}" + (f" at {self.base_lr:g}" if self.base_lr else "")
 
     @property
+    def evaluated_run(self) -> Path:
+        """The directory of the run that an evaluation scores."""
+        return Path(next(word for word in self.overrides if word.startswith("ckpt=")).removeprefix("ckpt="))
+
+    @property
     def arguments(self) -> list[str]:
         """The whole command line after ``python -m vitmae.<command_name>``."""
         place = f"hydra.run.dir={self.place}" if self.command_name == "train" else f"out={self.place}"
-        return [*self.own_code, *self.overrides, place]
+        reads_file = any(word.startswith(("ckpt=", "backbone.weights=")) for word in self.overrides)
+        own_code = [word for word in self.own_code if reads_file or not word.startswith("trust=")]
+        return [*own_code, *self.overrides, place]
 
     @property
     def command(self) -> str:
@@ -238,7 +260,9 @@ class _Planner:
         return self.job(stage, "train", overrides, base_lr)
 
     def evaluation(self, stage: Stage, of: Job, overrides: Sequence[str]) -> Job:
-        overrides = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *overrides, *self.design.evaluate]
+        probes = self.design.probes if stage == "probes" else ("classifier",)
+        settings = [word for word in self.design.evaluate if _probe_of(word) in (None, *probes)]
+        overrides = [f"ckpt={of.place}", self.share, f"seed={self.seed}", *overrides, *settings]
         return self.job(stage, "evaluate", overrides, of.base_lr)
 
     def job(self, stage: Stage, command_name: CommandName, overrides: Sequence[str], base_lr: float | None) -> Job:

@@ -1,7 +1,6 @@
 """The results of a comparison so far: scores, curves and costs, read from the files of its jobs."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 from vitmae.comparison.plan import Job, Row
 from vitmae.comparison.runner import best_classifier, is_done, seconds_of
 from vitmae.config import build
+from vitmae.errors import UserError, first_line
 from vitmae.evaluation.scores import Score, read_scores
+from vitmae.plain_files import read_json, read_yaml
 from vitmae.probes.confidence import mean_std, wilson_interval
 from vitmae.runs.settings import saved_settings
 from vitmae.tokens.patches import pair
@@ -175,14 +176,14 @@ def _cell(by_seed: Mapping[int, Score]) -> Cell:
 
 def cost(job: Job, folder: Path, trust: Sequence[str] = ()) -> Cost:
     """The cost of a finished training run; its FLOPs are counted on a model without weights (torch's meta device)."""
-    from omegaconf import OmegaConf
-
     from vitmae.models.objective import training_flops
 
     file = job.place / "config.yaml"
-    settings = saved_settings(OmegaConf.to_container(OmegaConf.load(file)), file, trust)
-    processes = len(json.loads((job.place / "environment.json").read_text())["devices"])
-    processes *= settings["trainer"]["num_nodes"]
+    settings = saved_settings(read_yaml(file), file, trust)
+    devices = read_json(job.place / "environment.json").get("devices")
+    if not isinstance(devices, list) or not devices:
+        raise UserError(f"{job.place}/environment.json is damaged: it names no devices; remove the run to repeat it")
+    processes = len(devices) * settings["trainer"]["num_nodes"]
     images = settings["data"]["batch_size"] * processes * settings["trainer"]["accumulate_grad_batches"]
     with open(job.place / "metrics.csv") as table:
         images *= max(int(line["step"]) for line in csv.DictReader(table))
@@ -202,9 +203,14 @@ def _num_classes(run: Path) -> int:
     file = run / "checkpoints" / "last.ckpt"
     if not file.is_file():  # deleted to free space: count the head as if it had one class
         return 1
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    known = content.get("vitmae_facts", {}).get("num_classes")
-    return int(known) if known else len(content["state_dict"]["head.bias"])
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        known = content.get("vitmae_facts", {}).get("num_classes")
+        return int(known) if known else len(content["state_dict"]["head.bias"])
+    except Exception as error:  # bytes that are not a pickle raise a dozen kinds of errors
+        raise UserError(
+            f"{file} is damaged ({first_line(error)}): remove the run, and the comparison repeats it"
+        ) from error
 
 
 def curve(run: Path) -> dict[str, list[tuple[float, float]]]:

@@ -14,24 +14,24 @@ import csv
 import fcntl
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from vitmae.atomic import atomic_write
 from vitmae.comparison.plan import Job, Row
 from vitmae.errors import UserError
+from vitmae.evaluation.scores import read_scores
+from vitmae.interruption import INTERRUPTED, Interrupted, interruption
 from vitmae.runs.directory import read_summary
-from vitmae.runs.exit import INTERRUPTED, short
+from vitmae.runs.exit import short
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The comparison was interrupted; the job that was running has saved."""
 
 
 def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Iterator[Row]:
@@ -43,7 +43,7 @@ def run_jobs(rows: Sequence[Row], folder: Path, failures: dict[str, str]) -> Ite
         failures: is filled in: the name of a failed job's place -> the reason in one line.
 
     Raises:
-        Stopped: the process received a signal to stop.
+        Interrupted: the process received a signal to stop; the job that was running has saved.
         UserError: another comparison is running in the folder.
     """
     count, total = 0, sum(len(_jobs(row)) + 1 for row in rows)
@@ -73,10 +73,18 @@ def _prerequisite(row: Row, job: Job) -> Job | None:
 
 
 def is_done(job: Job) -> bool:
-    """Whether a job is finished."""
-    if job.command_name == "evaluate":
-        return job.place.is_file()
-    return read_summary(job.place).get("state") == "finished"
+    """Whether a job is finished; an evaluation whose file is damaged, or is of another run, is not."""
+    if job.command_name == "train":
+        return read_summary(job.place).get("state") == "finished"
+    if not job.place.is_file():
+        return False
+    try:
+        about = read_scores(job.place)[1]
+    except UserError as error:  # the file is damaged
+        _log.warning("%s", error)
+        return False
+    # the run may have been deleted and trained again; earlier versions did not write its id
+    return about.get("run") in (None, read_summary(job.evaluated_run).get("id"))
 
 
 def best_classifier(row: Row) -> Job | None:
@@ -110,67 +118,73 @@ class _Runner:
 
     def __init__(self, folder: Path, failures: dict[str, str]) -> None:
         self.folder, self.failures = folder, failures
-        self.stop_requested = False
-        self.process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, object] = {}
 
     def __enter__(self) -> "_Runner":
-        self.lock = open(self.folder / ".lock", "w")
+        self.lock = open(self.folder / ".lock", "a+")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.lock.seek(0)
+            process = self.lock.read()
             self.lock.close()
             raise UserError(
-                f"out={self.folder}: a comparison or one of its jobs is still running there: wait, or stop it"
+                f"out={self.folder}: a comparison or one of its jobs is still running there: wait, or stop it: "
+                f"kill {process}"
             ) from None
         except OSError:  # a file system without locks
             _log.debug("%s cannot be locked", self.folder)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
-                self._before[number] = signal.signal(number, self._on_signal)
+        self._name_process(os.getpid())
         return self
 
     def __exit__(self, *error: object) -> None:
         self.lock.close()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.stop_requested = True
-        self._stop_job()
-
-    def _stop_job(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+    def _name_process(self, process: int) -> None:
+        """Write into the lock which process holds it."""
+        self.lock.truncate(0)
+        self.lock.write(str(process))
+        self.lock.flush()
 
     def __call__(self, job: Job, place: str) -> None:
         if is_done(job):
             _log.info("%s %s: already finished", place, job.name)
             return
-        if self.stop_requested:  # the signal came between two jobs
-            raise Stopped
         _log.info("%s %s", place, job.name)
         log = _record(job, self.folder).with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with open(log, "ab") as output:
-            # a new session: Ctrl-C in a terminal reaches only this process, which sends it on once
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", f"vitmae.{job.command_name}", *_arguments(job)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[self.lock.fileno()],
-            )
-            if self.stop_requested:  # the signal came while the job was starting
-                self._stop_job()
-            code = self.process.wait()
+            code = self._code_of([sys.executable, "-m", f"vitmae.{job.command_name}", *_arguments(job)], output)
+        self._name_process(os.getpid())
         _add_seconds(_record(job, self.folder), time.perf_counter() - start)
-        if self.stop_requested or code == INTERRUPTED:
-            raise Stopped
+        if code == INTERRUPTED:
+            interruption.stop()
         if code != 0:
             self.failures[job.place.name] = _reason(log, code)
             _log.error("%s failed: %s (%s)", job.name, self.failures[job.place.name], short(log))
+
+    def _code_of(self, command: list[str], output: IO[bytes]) -> int:
+        """The exit code of a job; an interruption is sent on to it, and it is waited for."""
+        process = None
+        try:
+            with interruption.deferred():
+                # a new session: Ctrl-C in a terminal reaches only this process, which sends it on once
+                process = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[self.lock.fileno()],
+                )
+                self._name_process(process.pid)  # it outlives this process if that is killed
+            return process.wait()
+        except Interrupted:
+            if process is None:
+                raise
+            process.terminate()
+            with interruption.deferred():
+                process.wait()
+            return INTERRUPTED
 
 
 def _reason(log: Path, code: int) -> str:
@@ -187,7 +201,8 @@ def _arguments(job: Job) -> list[str]:
     if job.command_name == "evaluate" or not job.place.exists():
         return job.arguments
     if (job.place / "checkpoints" / "last.ckpt").exists():
-        return [*job.own_code, f"ckpt={job.place}"]
+        accounts = [override for override in job.overrides if override.partition("=")[0].endswith(".entity")]
+        return [*job.own_code, f"ckpt={job.place}", *accounts]  # see vitmae.runs.reach
     number = 1
     while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
         number += 1

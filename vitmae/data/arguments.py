@@ -35,17 +35,13 @@ def training_view(
     ratio: tuple[float, float] | None,
     hflip: bool,
 ) -> View:
-    """How training images are cropped and flipped.
+    """How training images are cropped and flipped; only random_resized crops have a scale and a ratio.
 
     Raises:
-        UserError: a range is given for another crop than random_resized, or its limits are in the wrong order.
+        UserError: the limits of a range are in the wrong order.
     """
     for name, given in (("crop_scale", scale), ("crop_ratio", ratio)):
-        if given is None:
-            continue
-        if crop != "random_resized":
-            raise UserError(f"data.{name}={given}: must be null with data.crop={crop}, only random_resized has it")
-        if given[0] > given[1]:
-            raise UserError(f"data.{name}={given}: must be [smallest, largest]")
+        if given is not None and given[0] > given[1]:
+            raise UserError(f"data.{name}={list(given)}: must be [smallest, largest]")
     (least, most), (narrowest, widest) = scale or View.scale, ratio or View.ratio
     return View(size, crop, scale=(least, most), ratio=(narrowest, widest), hflip=hflip)

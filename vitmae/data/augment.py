@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitmae.data.crops import random_resized_boxes
+from vitmae.data.crops import first_that_fits, random_boxes
 from vitmae.randomness import fold_each, uniform
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601
@@ -71,7 +71,8 @@ class RandomErasing:
     """Replace a random box by noise (https://arxiv.org/abs/1708.04896); MAE fine-tunes with probability 0.25.
 
     Args:
-        probability: that an image loses a box; the box has 2 to 33 % of its area.
+        probability: that a box is drawn, of 2 to 33 % of the image's area. An image stays whole if none of ten draws
+            is smaller than the image in both directions.
         mean: of the noise, per channel, of pixels in [0, 1]: the data's.
         std: of the noise, per channel, of pixels in [0, 1].
     """
@@ -86,8 +87,10 @@ class RandomErasing:
         rows = (uniform(keys, 1)[:, 0] < self.probability).nonzero()[:, 0]
         channels, height, width = images.shape[1:]
         tall, wide = torch.tensor([[height], [width]]).expand(2, len(rows))
-        boxes = random_resized_boxes(keys[rows], tall, wide, (0.02, 1 / 3), (0.3, 1 / 0.3)).to(images.device)
-        top, left, tall, wide = boxes[:, :, None].unbind(1)  # (b, 1) each
+        boxes = random_boxes(keys[rows], tall, wide, (0.02, 1 / 3), (0.3, 1 / 0.3))  # (b, attempts, 4)
+        fits = (boxes[..., 2] < height) & (boxes[..., 3] < width)
+        chosen = first_that_fits(boxes, fits) * fits.any(dim=1, keepdim=True)  # (b, 4), all 0 erases nothing
+        top, left, tall, wide = chosen.to(images.device)[:, :, None].unbind(1)  # (b, 1) each
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         erased = (((y >= top) & (y < top + tall))[:, :, None] & ((x >= left) & (x < left + wide))[:, None])[:, None]
         half = -(-channels * height * width // 2)
@@ -212,17 +215,32 @@ def _translate(images: Tensor, amount: Amount, axis: int) -> Tensor:
 
 
 def _move(images: Tensor, fill: Tensor, matrix: list[list[Any]]) -> Tensor:
-    """Show at each (x, y), in pixels from the middle, the pixel at ``matrix`` @ (x, y, 1): numbers or (b, 1, 1, 1)."""
-    height, width = images.shape[2:]
-    ratio = [[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]]  # to torch's -1 to 1
-    theta = images.new_empty(len(images), 2, 3, dtype=torch.float32)
-    for row in range(2):
-        for column in range(3):
-            value = matrix[row][column] * ratio[row][column]
-            theta[:, row, column] = value.flatten() if isinstance(value, Tensor) else value
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # relative to the fill, because grid_sample puts zeros outside the image
-    return (F.grid_sample(images - fill, grid, align_corners=False) + fill).round()
+    """Show at each (x, y), in pixels from the middle, the pixel at ``matrix`` @ (x, y, 1): numbers or (b, 1, 1, 1).
+
+    Bicubic with Pillow's filter (a = -1), as in timm's recipe; torch's `grid_sample` has another one (a = -0.75).
+    """
+    batch, channels, height, width = images.shape
+    y, x = (torch.arange(side, device=images.device) + (1 - side) / 2 for side in (height, width))
+    x, y = (
+        (row[0] * x + row[1] * y[:, None] + row[2] + (side - 1) / 2).expand(batch, 1, height, width)
+        for row, side in zip(matrix, (width, height), strict=True)
+    )
+    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+    x, y = x.clamp(-0.5, width - 0.5), y.clamp(-0.5, height - 0.5)
+    padded = F.pad(images.float(), (2, 3, 2, 3), mode="replicate").flatten(2)  # (b, C, (H + 5) * (W + 5))
+    corner = ((y.floor().long() + 1) * (width + 5) + x.floor().long() + 1).flatten(2)  # (b, 1, H * W), of 4 x 4 pixels
+    rows = []
+    for down in range(4):
+        ids = [(corner + down * (width + 5) + right).expand(-1, channels, -1) for right in range(4)]
+        rows.append(_cubic([padded.gather(2, each).view(images.shape) for each in ids], x - x.floor()))
+    return torch.where(inside, _cubic(rows, y - y.floor()), fill.round())
+
+
+def _cubic(points: list[Tensor], share: Tensor) -> Tensor:
+    """The cubic through four points at a share of the way from the second to the third, Pillow's bicubic filter."""
+    before, first, second, after = points
+    third = first - before + after - second
+    return first + share * (second - before + share * (2 * (before - first) + second - after + share * third))
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Amount], Tensor]] = {

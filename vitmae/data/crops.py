@@ -23,8 +23,6 @@ from vitmae.randomness import fold_each, uniform
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _SMALL = 2**14  # values of an image; up to here, one copy of all images is faster than a copy of each
 
-CROPS = ("none", "pad", "random_resized")
-
 
 @dataclass(frozen=True)
 class View:
@@ -33,7 +31,8 @@ class View:
     Attributes:
         size: (h, w) in pixels.
         crop: none, the centre as in evaluation; pad, the centre shifted by up to an eighth of the size, over
-            black; random_resized, a random box (https://arxiv.org/abs/1409.4842).
+            black; random_resized, a random box (https://arxiv.org/abs/1409.4842); random_resized_clipped, a random
+            box cut at the image's border, as in MAE's published linear probe.
         scale: smallest and largest share of the image's area in a random box.
         ratio: smallest and largest width / height of a random box.
         hflip: mirror an image with probability 1/2.
@@ -55,6 +54,8 @@ class View:
         """The box of each image: keys, heights, widths (B,) int64 -> (B, 4) int64."""
         if self.crop == "random_resized":
             return random_resized_boxes(keys, heights, widths, self.scale, self.ratio)
+        if self.crop == "random_resized_clipped":
+            return clipped_boxes(keys, heights, widths, self.scale, self.ratio)
         return central_boxes(heights, widths, self.size, self.crop_pct)
 
     def move(self, images: Tensor, keys: Tensor) -> Tensor:
@@ -90,21 +91,53 @@ def random_resized_boxes(
 
     The first of ten draws that fits the image; if none does, the largest centred box of an allowed shape.
     """
-    draws = uniform(fold_each(keys, "crop"), 4 * _ATTEMPTS).view(-1, _ATTEMPTS, 4)
-    height, width = heights[:, None], widths[:, None]  # (B, 1)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
-    shape = torch.exp(log(ratio[0]) + (log(ratio[1]) - log(ratio[0])) * draws[..., 1])
-    tall = (area / shape).sqrt().round().long()  # (B, attempts)
-    wide = (area * shape).sqrt().round().long()
-    fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
-    top = (draws[..., 2] * (height - tall + 1)).long()
-    left = (draws[..., 3] * (width - wide + 1)).long()
-    first = fits.int().argmax(dim=1, keepdim=True)  # (B, 1)
-    boxes = torch.stack([side.gather(1, first)[:, 0] for side in (top, left, tall, wide)], dim=1)
+    boxes = random_boxes(keys, heights, widths, scale, ratio)
+    tall, wide = boxes[..., 2], boxes[..., 3]  # (B, attempts)
+    fits = (tall > 0) & (tall <= heights[:, None]) & (wide > 0) & (wide <= widths[:, None])
     wide = torch.minimum(widths, (heights * ratio[1]).round().long()).clamp(min=1)
     tall = torch.minimum(heights, (widths / ratio[0]).round().long()).clamp(min=1)
     centre = torch.stack([(heights - tall) // 2, (widths - wide) // 2, tall, wide], dim=1)
-    return torch.where(fits.any(dim=1, keepdim=True), boxes, centre)
+    return torch.where(fits.any(dim=1, keepdim=True), first_that_fits(boxes, fits), centre)
+
+
+def clipped_boxes(
+    keys: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """A random box, each side cut to that of the image, then placed at random: three (B,) int64 -> (B, 4).
+
+    One draw, never another: the crop of MAE's published linear probe, which is that of BYOL.
+    """
+    draws = uniform(fold_each(keys, "crop"), 4)
+    tall, wide = _sides(draws, heights * widths, scale, ratio)
+    tall, wide = torch.minimum(tall.clamp(min=1), heights), torch.minimum(wide.clamp(min=1), widths)
+    top, left = (draws[:, 2] * (heights - tall + 1)).long(), (draws[:, 3] * (widths - wide + 1)).long()
+    return torch.stack([top, left, tall, wide], dim=1)
+
+
+def random_boxes(
+    keys: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Ten random boxes per image, some of which may not fit it: three (B,) int64 -> (B, attempts, 4)."""
+    draws = uniform(fold_each(keys, "crop"), 4 * _ATTEMPTS).view(-1, _ATTEMPTS, 4)
+    height, width = heights[:, None], widths[:, None]  # (B, 1)
+    tall, wide = _sides(draws, height * width, scale, ratio)  # (B, attempts)
+    top = (draws[..., 2] * (height - tall + 1)).long()
+    left = (draws[..., 3] * (width - wide + 1)).long()
+    return torch.stack([top, left, tall, wide], dim=2)
+
+
+def first_that_fits(boxes: Tensor, fits: Tensor) -> Tensor:
+    """The first box of each image that fits; of none, the first: (B, attempts, 4), (B, attempts) bool -> (B, 4)."""
+    return boxes[torch.arange(len(boxes)), fits.int().argmax(dim=1)]
+
+
+def _sides(
+    draws: Tensor, area: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Height and width of random boxes: draws (..., 4) in [0, 1), area of the image (...) -> two (...) int64."""
+    part = area * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    shape = torch.exp(log(ratio[0]) + (log(ratio[1]) - log(ratio[0])) * draws[..., 1])
+    return (part / shape).sqrt().round().long(), (part * shape).sqrt().round().long()
 
 
 def resample(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from lightning import LightningDataModule
+from torch import Tensor
 
 from vitmae.data.arguments import image_size, plain, training_view
 from vitmae.data.augment import augmentation
@@ -24,11 +25,12 @@ from vitmae.data.samplers import OrderedRequests, ShuffledRequests
 from vitmae.data.splits import Paths, Source
 from vitmae.data.subsets import Part, at_most, fingerprint
 from vitmae.errors import UserError
-from vitmae.limits import check_arguments
+from vitmae.limits import Seed, check_arguments
 
 log = logging.getLogger(__name__)
 
 Count = Annotated[int, Ge(1)]
+Side = Annotated[int, Ge(1), Le(2**16)]
 Share = Annotated[float, Gt(0), Le(1)]
 Ratio = Annotated[float, Gt(0)]
 
@@ -50,7 +52,7 @@ class ImageData(LightningDataModule):
             no validation split; the same images for every seed.
         stats: mean and standard deviation of pixels in [0, 1]: "auto", measured on the training images;
             {mean: [...], std: [...]}; null, those that the source knows, else measured.
-        crop: in training, see `View`: none, pad or random_resized.
+        crop: in training, see `View`: none, pad, random_resized or random_resized_clipped.
         crop_scale: smallest and largest share of the image's area in a random_resized crop.
         crop_ratio: smallest and largest width / height of a random_resized crop.
         hflip: in training, mirror every second image at random.
@@ -89,15 +91,15 @@ class ImageData(LightningDataModule):
         self,
         source: Source,
         *,
-        img_size: Count | Sequence[Count],
-        in_chans: Count,
+        img_size: Side | Sequence[Side],
+        in_chans: Annotated[int, Ge(1), Le(10_000)],
         batch_size: Count,
         path: Paths = None,
-        num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto",
+        num_workers: Annotated[int, Ge(0), Le(1024)] | Literal["auto"] = "auto",
         train_fraction: Share = 1.0,
         val_fraction: Annotated[float, Gt(0), Le(0.99)] = 0.1,
         stats: Literal["auto"] | Mapping[str, Sequence[float]] | None = None,
-        crop: Literal["none", "pad", "random_resized"] = "none",
+        crop: Literal["none", "pad", "random_resized", "random_resized_clipped"] = "none",
         crop_scale: tuple[Share, Share] | None = None,
         crop_ratio: tuple[Ratio, Ratio] | None = None,
         hflip: bool = False,
@@ -107,7 +109,7 @@ class ImageData(LightningDataModule):
         repeats: Count = 1,
         drop_last: bool = True,
         on_error: Literal["raise", "skip"] = "raise",
-        seed: Annotated[int, Ge(0)] = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if batch_size % repeats:
@@ -121,6 +123,7 @@ class ImageData(LightningDataModule):
         self.view = training_view(self.img_size, crop, crop_scale, crop_ratio, hflip)
         self.loaders = PartLoaders(self.view, crop_pct, in_chans, seed, num_workers, self.skip_unreadable)
         self.is_prepared = False
+        self._start = (0, 0, 0)  # the epoch, batch and image at which the present batch size begins
 
     # -- once, before the model is built ---------------------------------------------------------------------------
 
@@ -170,9 +173,26 @@ class ImageData(LightningDataModule):
         reasons = {}
         if self.has_val_split:
             reasons["val_fraction"] = "the set has validation images of its own: leave it out"
+        if self.view.crop != "random_resized":
+            reason = f"data.crop={self.view.crop}, and only random_resized has it: leave it out"
+            reasons |= {"crop_scale": reason, "crop_ratio": reason}
         if not self.parts.encoded:
             reasons["on_error"] = "the set has no files that could be unreadable: leave it out"
         return reasons
+
+    def require_labels(self) -> None:
+        """Check that every image has a label.
+
+        Raises:
+            UserError: some have none, as rows of a table may.
+        """
+        for part in filter(None, (self.parts.train, self.parts.val, self.parts.test)):
+            missing = int((part.labels < 0).sum())
+            if missing:
+                raise UserError(
+                    f"{missing} of {len(part.labels)} images have no label, and this objective learns from labels: "
+                    "label them, remove them, or use model=mae"
+                )
 
     @property
     def val_crop_pct(self) -> float:
@@ -192,12 +212,8 @@ class ImageData(LightningDataModule):
             UserError: the batches of all processes together need more images than there are.
         """
         rank, world = self._rank_and_world()
-        if self.batch_size * world > self.num_train:
-            raise UserError(
-                f"data.batch_size={self.batch_size} on {world} processes is more than the "
-                f"{self.num_train} training images: lower it"
-            )
-        requests = ShuffledRequests(
+        self.check_batch(world)
+        self.requests = ShuffledRequests(
             self.num_train,
             self.batch_size,
             self.seed,
@@ -207,7 +223,7 @@ class ImageData(LightningDataModule):
             world=world,
             position=self._position if self.trainer else None,
         )
-        return self._loader(self.parts.train, requests, training=True)
+        return self._loader(self.parts.train, self.requests, training=True)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called by the Trainer: augment a training batch on the device that it is on."""
@@ -216,6 +232,21 @@ class ImageData(LightningDataModule):
             for augment in self.augmentation:
                 batch = batch._replace(images=augment(batch.images, keys))
         return batch
+
+    def check_batch(self, world: int) -> None:
+        """Refuse a batch of all processes together that needs more images than there are.
+
+        Args:
+            world: the number of processes.
+
+        Raises:
+            UserError: see `train_dataloader`.
+        """
+        if self.batch_size * world > self.num_train:
+            raise UserError(
+                f"data.batch_size={self.batch_size} on {world} processes is more than the "
+                f"{self.num_train} training images: lower it"
+            )
 
     def val_dataloader(self) -> Loader:
         """Validation batches of this rank: over all ranks every image once."""
@@ -247,6 +278,10 @@ class ImageData(LightningDataModule):
         part = self._part(split, limit)
         return self._loader(part, OrderedRequests(len(part.indices), self.batch_size), masks=masks)
 
+    def labels(self, split: Literal["train", "val", "test"], limit: int | None = None) -> Tensor:
+        """The labels of the images of an `evaluation_dataloader`: (M,) int64."""
+        return self._part(split, limit).labels
+
     def fingerprint(self, split: Literal["train", "val", "test"], limit: int | None = None) -> str:
         """A hash of all that `evaluation_dataloader` without masks depends on: the images, their size and crop."""
         part = self._part(split, limit)
@@ -267,11 +302,42 @@ class ImageData(LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def state_dict(self) -> dict[str, int]:
+        """Called by the Trainer when it saves: the epoch, and how many of its images were trained on."""
+        assert self.trainer is not None
+        done: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, images = self._place(done.processed)
+        return {"epoch": epoch, "images": images}
+
+    def start_at(self, epoch: int, images: int) -> int:
+        """Continue an epoch after its first ``images`` images; return the number of the next batch.
+
+        A batch size that has not changed gives the number that it had. The last of a resumed epoch's batches is the
+        last of a whole epoch's, so the Trainer ends the epoch as ever.
+        """
+        assert self.trainer is not None
+        batches = int(self.trainer.num_training_batches)
+        left = min(len(self.requests.sizes_after(images)), max(1, batches - images // self.requests.block))
+        self._start = (epoch, batches - left, images)
+        return batches - left
+
     def _position(self) -> tuple[int, int]:
-        """The epoch and the batches already done in it, by the Trainer's count, which a checkpoint restores.
+        """The epoch and its images already done, by the Trainer's count, which a checkpoint restores.
 
         The Trainer's epoch number would be wrong: a checkpoint written at the end of an epoch still has the old one.
         """
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        return divmod(done, int(self.trainer.num_training_batches))
+        progress, length = self.trainer.fit_loop.epoch_loop.batch_progress, int(self.trainer.num_training_batches)
+        if progress.current.completed == length:  # resumed after an epoch's last batch, at what follows it
+            return progress.total.completed // length - 1, self.requests.distinct
+        return self._place(progress.total.completed)
+
+    def _place(self, batches: int) -> tuple[int, int]:
+        """The epoch after a number of batches, and the distinct images of that epoch that they hold."""
+        assert self.trainer is not None
+        epoch, batch = divmod(batches, int(self.trainer.num_training_batches))
+        first_epoch, first_batch, first_image = self._start
+        block = self.requests.block
+        if epoch == first_epoch:
+            return epoch, first_image + (batch - first_batch) * block
+        return epoch, batch * block

@@ -1,6 +1,7 @@
 """Requests -> batches: in this process, or in workers that each make whole batches."""
 
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,15 @@ class Loader:
         else:
             with _no_garbage_collection():  # a forked worker starts without a collection
                 batches = iter(self._workers)
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError, FileNotFoundError):
+                if self._workers is not None:  # one was killed while it sent a batch: torch's error says so at once
+                    time.sleep(1)
+                raise
             if isinstance(batch, UserError):
                 raise batch
             yield batch

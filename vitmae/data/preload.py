@@ -11,6 +11,8 @@ from vitmae.data.decode import UnreadableImage, check, decode
 from vitmae.data.readers import unreadable_image
 from vitmae.data.splits import EncodedImages, Images, MemoryImages
 from vitmae.errors import UserError
+from vitmae.files import reason_of
+from vitmae.machine_faults import is_exhausted
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ def _find_unreadable(images: EncodedImages, sample: list[int]) -> list[tuple[int
             with images.open(index) as file:
                 return check(file)
         except OSError as error:
-            return str(error)
+            if is_exhausted(error):
+                raise
+            return reason_of(error)
 
     with ThreadPoolExecutor(8) as threads:
         reasons = threads.map(look, sample)
@@ -70,17 +74,20 @@ def _decode_all(images: EncodedImages, in_chans: int, skip_unreadable: bool) -> 
     if images.has_masks:
         return None
     pixels = None
-    count = 0
+    count, reason = 0, ""
     for index in range(len(images)):
         name = images.name(index)
         try:
             with images.open(index) as file:
                 image = decode(file.read(), in_chans, name)  # (H, W, C)
         except (UnreadableImage, OSError) as error:
+            if is_exhausted(error):
+                raise
             if not skip_unreadable:
-                raise unreadable_image(name, str(error)) from error
+                raise unreadable_image(name, reason_of(error)) from error
             images.failed[index] = True
-            log.warning("skipped %s", error)
+            reason = reason_of(error).removeprefix(f"{name}: ")
+            log.warning("skipped %s: %s", name, reason)
             continue
         if pixels is None:
             if max(image.shape[:2]) > LARGEST_SIDE or len(images) * image.size > LARGEST_SET:
@@ -91,5 +98,5 @@ def _decode_all(images: EncodedImages, in_chans: int, skip_unreadable: bool) -> 
         pixels[count] = image.transpose(2, 0, 1)
         count += 1
     if pixels is None:
-        raise UserError(f"none of {len(images)} images can be read, {images.name(0)} among them")
+        raise UserError(f"none of {len(images)} images can be read, {name} among them ({reason}): replace them")
     return MemoryImages(torch.from_numpy(pixels[:count]), images.labels[~images.failed])

@@ -22,6 +22,8 @@ from vitmae.data.decode import Pixels, UnreadableImage, decode
 from vitmae.data.samplers import Request
 from vitmae.data.splits import EncodedImages, FixedSizeImages
 from vitmae.errors import UserError
+from vitmae.files import reason_of
+from vitmae.machine_faults import is_exhausted
 from vitmae.randomness import fold, fold_each, fold_indices
 
 log = logging.getLogger(__name__)
@@ -167,10 +169,12 @@ class EncodedReader:
                 with self.images.open(index) as file:
                     return decode(file.read(), self.in_chans, name), index
             except (UnreadableImage, OSError) as error:
+                if is_exhausted(error):
+                    raise
                 if not self.skip_unreadable:
-                    raise unreadable_image(name, str(error)) from error
+                    raise unreadable_image(name, reason_of(error)) from error
                 self.images.failed[index] = True
-                log.warning("skipped %s: %s", name, error)
+                log.warning("skipped %s: %s", name, reason_of(error).removeprefix(f"{name}: "))
         return None, -1
 
     def _read_mask(self, index: int, size: torch.Size, box: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class ShuffledRequests:
             smaller batch, of the same size on each rank (fewer than W images are still left out).
         rank: this process.
         world: how many processes.
-        position: returns (epoch, its batches trained on) when an iteration starts; None: each iteration is an epoch.
+        position: returns (epoch, its distinct images trained on) when an iteration starts; None: each iteration is an
+            epoch.
     """
 
     def __init__(
@@ -65,11 +66,7 @@ class ShuffledRequests:
     ) -> None:
         self.count, self.seed, self.repeats, self.rank, self.world = count, seed, repeats, rank, world
         self.block = batch_size // repeats * world  # distinct images of a global batch
-        distinct = count // repeats  # of an epoch
-        self.sizes = [self.block] * (distinct // self.block)
-        rest = distinct % self.block // world * world
-        if rest and not drop_last:
-            self.sizes.append(rest)
+        self.distinct, self.drop_last = count // repeats, drop_last  # images of an epoch
         self.position = position or self._next_epoch
         self._epochs_started = 0
 
@@ -79,14 +76,23 @@ class ShuffledRequests:
 
     def __len__(self) -> int:
         """Batches in a whole epoch, wherever an iteration starts."""
-        return len(self.sizes)
+        return len(self.sizes_after(0))
+
+    def sizes_after(self, done: int) -> list[int]:
+        """The sizes of the global batches that follow the first ``done`` images of an epoch.
+
+        A run that resumes with a larger batch may have less than one left: that is a batch too.
+        """
+        whole, left = divmod(self.distinct - done, self.block)
+        rest = left // self.world * self.world
+        return [self.block] * whole + [rest] * (rest > 0 and not (self.drop_last and whole))
 
     def __iter__(self) -> Iterator[Request]:
         epoch, done = self.position()
         order = permutation(self.count, self.seed, "order", epoch).numpy()
-        for batch, size in enumerate(self.sizes[done:], start=done):
-            first = batch * self.block
-            yield Request(epoch, order[first + self.rank : first + size : self.world], self.repeats)
+        for size in self.sizes_after(done):
+            yield Request(epoch, order[done + self.rank : done + size : self.world], self.repeats)
+            done += size
 
 
 class OrderedRequests:

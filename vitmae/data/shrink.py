@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from errno import EACCES, EAGAIN
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
-from vitmae.atomic import atomic_write, remove_parts
-from vitmae.data.decode import EXTENSIONS, UnreadableImage, check
+from vitmae.atomic import atomic_write, make_folder, remove_parts
+from vitmae.data.decode import EXTENSIONS, NPY, UnreadableImage, check, load_whole, refuse_damaged_jpeg
 from vitmae.errors import UserError
+from vitmae.files import as_line, open_file, reason_of, walk
 
 ABOUT, LEFT_OUT = "prepared.json", "left_out.txt"
 
@@ -87,7 +89,9 @@ def shrink_folder(
     """
     _refuse_nesting(source, target)
     with _claim(target, source, how):
-        files = list(_walk(source))
+        files = [
+            os.path.join(below, name) for below, names in walk(source, lambda name: True, target) for name in names
+        ]
         counts: Counter[Outcome] = Counter()
         left_out = []
         with ThreadPoolExecutor(workers) as threads:
@@ -103,12 +107,13 @@ def shrink_folder(
                 threads.shutdown(cancel_futures=True)
                 if isinstance(error, OSError):
                     raise UserError(
-                        f"dst={target} cannot be written ({error}): free space, and run the same command again"
+                        f"dst={target} cannot be written ({reason_of(error)}): "
+                        "mend that, and run the same command again"
                     ) from error
                 raise
         left_out.sort()
         with atomic_write(target / LEFT_OUT) as file:
-            file.writelines(os.fsencode(f"{name}\t{reason}\n") for name, reason in left_out)
+            file.writelines(f"{as_line(name)}\t{reason}\n".encode() for name, reason in left_out)
     return Tally(counts, left_out)
 
 
@@ -133,31 +138,36 @@ def shrink_file(original: Path, copy: Path, how: Shrinking) -> tuple[Outcome, st
     """Make the copy of one file; return the outcome, and the reason if the file is left out."""
     if original.suffix.lower() not in EXTENSIONS or original.name.startswith("."):
         return "left out", "no image"
-    if copy.exists() and copy.stat().st_size:  # a crash of the machine may leave an empty file
-        if original.stat().st_mtime_ns > copy.stat().st_mtime_ns:
-            return "left out", "changed since it was prepared: remove its copy to prepare it again"
-        return "there already", ""
+    before = os.stat(copy) if copy.exists() else None
     try:
-        content = _smaller_file(original, how)
+        if before is not None and before.st_size:  # a crash of the machine may leave an empty file
+            if os.stat(original).st_mtime_ns > before.st_mtime_ns:
+                return "left out", "changed since it was prepared: remove its copy to prepare it again"
+            return "there already", ""
+        with open_file(original) as file:
+            content = file.read()
+        smaller = _smaller_file(content, how)
     except Exception as error:  # Pillow raises a dozen different kinds on bytes that are not an image
-        return "left out", " ".join(str(error).split()) or type(error).__name__
+        return "left out", reason_of(error)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(copy, durable=False) as file:
-        file.write(content or original.read_bytes())
-    return "shrunk" if content else "copied", ""
+        file.write(smaller or content)
+    return "shrunk" if smaller else "copied", ""
 
 
-def _smaller_file(original: Path, how: Shrinking) -> bytes | None:
-    """The bytes of the smaller image; None: copy the original. Raises an exception if the file cannot be read."""
-    with original.open("rb") as file:
-        if original.suffix.lower() == ".npy":
-            if reason := check(file):
-                raise UnreadableImage(reason)
-            return None
-        with Image.open(file) as image:
-            if _can_shrink(image, how):
-                return _encode(shrink(image, how), str(image.format), how.quality)
-            image.load()  # raises for a damaged file, which would otherwise fail in training
+def _smaller_file(content: bytes, how: Shrinking) -> bytes | None:
+    """The bytes of the smaller image; None: copy the original. Raises an exception if the image cannot be read."""
+    file = BytesIO(content)
+    if content.startswith(NPY):
+        if reason := check(file):
+            raise UnreadableImage(reason)
+        return None
+    with Image.open(file) as image:
+        if image.format in ("JPEG", "MPO"):
+            refuse_damaged_jpeg(content)  # damage would become a part of the copy, where nothing can find it
+        if _can_shrink(image, how):
+            return _encode(shrink(image, how), str(image.format), how.quality)
+        load_whole(image)  # a damaged file would otherwise fail in training
     return None
 
 
@@ -200,9 +210,9 @@ def _encode(image: Image.Image, image_format: str, quality: int) -> bytes:
 
 
 def _refuse_nesting(source: Path, target: Path) -> None:
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UserError(f"src={source} is not a folder: point it at the folder of your images")
-    inside, outside = target.resolve(), source.resolve()
+    inside, outside = Path(os.path.realpath(target)), Path(os.path.realpath(source))
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise UserError(f"dst={target} and src={source} must not contain each other: put the copy beside the originals")
 
@@ -210,11 +220,14 @@ def _refuse_nesting(source: Path, target: Path) -> None:
 @contextmanager
 def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
     """Start a copy, or resume one with the same settings, and lock it against other processes."""
-    about = {"src": str(source.resolve()), **how._asdict()}
-    target.mkdir(parents=True, exist_ok=True)
+    about = {"src": as_line(os.path.realpath(source)), **how._asdict()}
+    make_folder(target, f"dst={target}")
     file = target / ABOUT
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = dict(json.loads(file.read_bytes()))
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"{file} is damaged: remove it with {target}, or give another dst=") from error
         if other := [name for name, value in about.items() if before.get(name) != value]:
             raise UserError(f"dst={target} was prepared with {other[0]}={before.get(other[0])}: give another dst=")
     elif any(target.iterdir()):
@@ -225,18 +238,10 @@ def _claim(target: Path, source: Path, how: Shrinking) -> Iterator[None]:
     with file.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (EACCES, EAGAIN):
+                raise UserError(f"dst={target} cannot be locked ({reason_of(error)}): choose another place") from error
             raise UserError(f"dst={target}: another process is preparing it: wait for it") from None
         for folder, _, _ in os.walk(target):
             remove_parts(Path(folder))
         yield
-
-
-def _walk(source: Path) -> Iterator[str]:
-    """All files below a folder, in the order of their names; linked folders are followed, but not in circles."""
-    for folder, subfolders, names in os.walk(source, followlinks=True):
-        here = os.path.join(os.path.realpath(folder), "")
-        below = (name for name in subfolders if not here.startswith(os.path.join(os.path.realpath(here + name), "")))
-        subfolders[:] = sorted(below)
-        for name in sorted(names):
-            yield os.path.relpath(os.path.join(folder, name), source)

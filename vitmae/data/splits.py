@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vitmae.data.cache import digest
 from vitmae.errors import UserError
+from vitmae.limits import Text
 
-Paths = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
+Paths = Text | Sequence[Text] | Mapping[str, Text | Sequence[Text]] | None
 """The paths of a set: one, several, or one for each of train, val and test."""
 
 

@@ -1,7 +1,8 @@
 """The choice of split and probes, and the check that checkpoint, images and probes fit each other."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal
 
 from vitmae.data.datamodule import ImageData
 from vitmae.errors import UserError
@@ -83,6 +84,35 @@ def choose_probes(
             "data.source.masks=FOLDER data.source.num_mask_classes=K"
         )
     return names
+
+
+def require_no_idle_settings(names: Sequence[str], probes: Mapping[str, Any], probe: str | Sequence[str]) -> None:
+    """Refuse a setting of a probe that does not run: it would have no effect.
+
+    Args:
+        names: the probes that run.
+        probes: all of them by name; their settings are the fields of a dataclass.
+        probe: the setting that chose them; with ``all``, logistic.max_images takes part in the choice.
+
+    Raises:
+        UserError: names the first setting that has another value than its default.
+    """
+    for name, idle in probes.items():
+        if name in names or not is_dataclass(idle):
+            continue
+        make: Any = type(idle)
+        default = make()
+        for field in fields(idle):
+            value, usual = (_plain(getattr(one, field.name)) for one in (idle, default))
+            if value != usual and (probe, field.name) != ("all", "max_images"):
+                raise UserError(
+                    f"{name}.{field.name}={value} has no effect: {name} is not among the probes that run "
+                    f"({', '.join(names)}): add it to probe=, or leave this out"
+                )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def require_same_classes(model: Model, data: ImageData) -> Classifies:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitmae.classes import check_classes
 from vitmae.errors import UserError
+from vitmae.runs.settings import without_download
 from vitmae.weights.saved import Saved, find_saved, read_saved
 
 
@@ -41,7 +42,7 @@ def of_run(saved: Saved, trust: Sequence[str] = ()) -> dict[str, Any]:
     check_classes({"data": saved.settings["data"]}, saved.path, trust)
     mean, std = (saved.state[name].flatten().tolist() for name in ("mean", "std"))
     return {
-        **saved.settings["data"],
+        **without_download(saved.settings["data"]),
         "img_size": list(saved.img_size),
         "in_chans": saved.settings["backbone"]["in_chans"],
         "crop_pct": saved.settings["data"].get("crop_pct"),

@@ -12,12 +12,14 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
+from torch import Tensor
 
 from vitmae.errors import UserError
 from vitmae.evaluation.choice import require_same_classes
+from vitmae.evaluation.probe import Count, Counts, Probe, Rates, require_room_after_warmup
 from vitmae.evaluation.probe_data import AugmentedFeatures, ProbeData
 from vitmae.evaluation.scores import Score, of_probe
-from vitmae.limits import check_arguments
+from vitmae.limits import Seed, check_arguments
 from vitmae.probes import attentive, collapse, dense, fewshot, knn, linear, logistic
 from vitmae.probes.confidence import accuracy_of, wilson_interval
 from vitmae.probes.head_training import Sweep
@@ -25,19 +27,9 @@ from vitmae.probes.head_training import Sweep
 _log = logging.getLogger(__name__)
 
 
-Count = Annotated[int, Ge(1)]
-Counts = Annotated[Sequence[Count], MinLen(1)]
-Rates = Annotated[Sequence[Annotated[float, Gt(0)]], MinLen(1)]
-
-
-def _require_room_after_warmup(probe: str, epochs: int, warmup_epochs: int) -> None:
-    if warmup_epochs >= epochs:
-        raise UserError(f"{probe}.warmup_epochs={warmup_epochs}: must be < {probe}.epochs={epochs}")
-
-
 @check_arguments("knn")
 @dataclass(frozen=True)
-class KNN:
+class KNN(Probe):
     """Nearest neighbours, see `vitmae.probes.knn`; every k is reported, the best on the validation images is marked.
 
     Attributes:
@@ -47,6 +39,10 @@ class KNN:
 
     ks: Counts = knn.KS
     temperature: Annotated[float, Gt(0)] = knn.TEMPERATURE
+
+    def check(self, labels: Tensor, width: int) -> None:
+        """Refuse a bank without k images."""
+        knn.usable_ks(self.ks, len(labels))
 
     def run(self, data: ProbeData) -> list[Score]:
         """Classify by neighbours among the training images."""
@@ -63,7 +59,7 @@ class KNN:
 
 @check_arguments("linear")
 @dataclass(frozen=True)
-class Linear:
+class Linear(Probe):
     """The linear probe of MAE, see `vitmae.probes.linear`.
 
     Attributes:
@@ -82,7 +78,7 @@ class Linear:
     augment: bool = False
 
     def __post_init__(self) -> None:
-        _require_room_after_warmup("linear", self.epochs, self.warmup_epochs)
+        require_room_after_warmup("linear", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, choose one for each pooling, and score it.
@@ -110,7 +106,7 @@ class Linear:
 
 @check_arguments("logistic")
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(Probe):
     """Logistic regression by scikit-learn, see `vitmae.probes.logistic`; C is chosen on a part of the training images.
 
     Attributes:
@@ -123,6 +119,10 @@ class Logistic:
     val_fraction: Annotated[float, Gt(0), Lt(1)] = logistic.VAL_FRACTION
     max_images: Annotated[int, Ge(0)] = 20_000
 
+    def check(self, labels: Tensor, width: int) -> None:
+        """Refuse images that cannot be split."""
+        logistic.split_to_choose(labels, self.val_fraction, seed=0)  # the numbers are those of every seed
+
     def run(self, data: ProbeData) -> list[Score]:
         """Fit each C until it converges, choose one for each pooling, and score it."""
         train, _, test = data.features()
@@ -132,7 +132,7 @@ class Logistic:
 
 @check_arguments("fewshot")
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(Probe):
     """Closed-form ridge regression, see `vitmae.probes.fewshot`.
 
     Attributes:
@@ -142,8 +142,23 @@ class FewShot:
     """
 
     shots: Counts = fewshot.SHOTS
-    seeds: Annotated[Sequence[int], MinLen(1)] = fewshot.SEEDS
+    seeds: Annotated[Sequence[Seed], MinLen(1)] = fewshot.SEEDS
     l2: Annotated[float, Gt(0)] = fewshot.L2
+
+    def check(self, labels: Tensor, width: int) -> None:
+        """Refuse a smallest class with fewer images than all of `shots`."""
+        self._usable(labels)
+
+    def _usable(self, labels: Tensor) -> tuple[list[int], int]:
+        """The shots that every class has, and the number of images of the smallest class."""
+        most = int(labels.unique(return_counts=True)[1].min())
+        shots = [count for count in self.shots if count <= most]
+        if not shots:
+            raise UserError(
+                f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
+                f"must be ≤ {most}, or raise data.train_fraction"
+            )
+        return shots, most
 
     def run(self, data: ProbeData) -> list[Score]:
         """Solve for every number of shots and every seed.
@@ -152,26 +167,17 @@ class FewShot:
             UserError: the smallest class has fewer training images than all of `shots`.
         """
         train, _, test = data.features()
-        most = int(train.labels.unique(return_counts=True)[1].min())
-        shots = [count for count in self.shots if count <= most]
-        if not shots:
-            raise UserError(
-                f"fewshot.shots={list(self.shots)}: the smallest class has {most} training images: "
-                f"must be ≤ {most}, or raise data.train_fraction"
-            )
+        shots, most = self._usable(train.labels)
         if left_out := sorted(set(self.shots) - set(shots)):
-            _log.info(
-                "few-shot: %s shots are left out, because the smallest class has %d training images",
-                ", ".join(map(str, left_out)),
-                most,
-            )
+            shown = ", ".join(map(str, left_out))
+            _log.info("few-shot: %s shots are left out: the smallest class has %d training images", shown, most)
         results = fewshot.fewshot(train, test, shots=shots, seeds=self.seeds, l2=self.l2)
         return [of_probe(data.model.name, result) for by_shots in results.values() for result in by_shots.values()]
 
 
 @check_arguments("attentive")
 @dataclass(frozen=True)
-class Attentive:
+class Attentive(Probe):
     """A classifier on one query that attends to the patch tokens, see `vitmae.probes.attentive`.
 
     Attributes:
@@ -189,7 +195,12 @@ class Attentive:
     num_heads: Count | None = None
 
     def __post_init__(self) -> None:
-        _require_room_after_warmup("attentive", self.epochs, self.warmup_epochs)
+        require_room_after_warmup("attentive", self.epochs, self.warmup_epochs)
+
+    def check(self, labels: Tensor, width: int) -> None:
+        """Refuse heads that do not divide the width."""
+        if self.num_heads is not None and width % self.num_heads:
+            raise UserError(f"attentive.num_heads={self.num_heads}: must be a divisor of the encoder's width, {width}")
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""
@@ -221,7 +232,7 @@ class Dense:
     batch_size: Count = dense.BATCH_SIZE
 
     def __post_init__(self) -> None:
-        _require_room_after_warmup("dense", self.epochs, self.warmup_epochs)
+        require_room_after_warmup("dense", self.epochs, self.warmup_epochs)
 
     def run(self, data: ProbeData) -> list[Score]:
         """Train all heads, and score the one that is best on the validation images."""

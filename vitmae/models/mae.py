@@ -13,7 +13,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ class MAE(Objective, Reconstructs, HasBaselines):
         norm_pix_loss: bool | None = None,
         fixed_positions: bool = True,
         decoder_embed_dim: Annotated[int, Ge(1)] | None = None,
-        decoder_depth: Annotated[int, Ge(1)] | None = None,
+        decoder_depth: Annotated[int, Ge(1), Le(1000)] | None = None,
         decoder_num_heads: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)

@@ -5,8 +5,8 @@ An objective also describes itself, so no other room has to know its class: see 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -117,6 +117,9 @@ class Objective(LightningModule, ABC):
         self.log_dict(
             values, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True, add_dataloader_idx=False
         )
+        # the step of these values; by Lightning's own count it is one less
+        step = float(self.trainer.global_step)
+        self.log("step", step, on_epoch=True, reduce_fx="max", sync_dist=True, add_dataloader_idx=False)
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, for layer decay: see `Backbone.layer_of`; depth + 1 outside the backbone."""
@@ -129,7 +132,9 @@ class Objective(LightningModule, ABC):
         peak_lr = self.optimizer.peak_lr(effective_batch)
         warmup_steps = self.optimizer.warmup_steps(total_steps, steps_per_epoch)
         groups = param_groups(self.named_parameters(), self.optimizer, peak_lr, self.layer_of, self.backbone.depth + 1)
-        optimizer = build_optimizer(groups, self.optimizer)
+        # in mixed precision, Lightning clips gradients only for optimisers that are not fused
+        clips_in_mixed = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        optimizer = build_optimizer(groups, self.optimizer, fused=not clips_in_mixed)
         schedule = build_schedule(optimizer, self.optimizer, peak_lr, warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -141,6 +146,24 @@ class Objective(LightningModule, ABC):
         steps_per_epoch = max(1.0, -(-trainer.num_training_batches // accumulate))
         batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         return total_steps, steps_per_epoch, batch_size * trainer.world_size * accumulate
+
+
+def with_classes(model: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """The settings of an objective; one with classes and without a number gets that of the data.
+
+    Raises:
+        UserError: the given number is smaller than that of the data.
+    """
+    from vitmae.config import takes  # here, so that models need no omegaconf
+
+    if not takes(model["_target_"], "num_classes"):
+        return dict(model)
+    given = model.get("num_classes")
+    if given is not None and num_classes is not None and given < num_classes:
+        raise UserError(
+            f"model.num_classes={given}, but the data has {num_classes} classes: must be ≥ {num_classes}, or null"
+        )
+    return {**model, "num_classes": num_classes if given is None else given}
 
 
 def as_objective(module: LightningModule) -> Objective:

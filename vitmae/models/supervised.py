@@ -8,10 +8,11 @@ Shapes: B batch, C channels, H W image, N patches, D width, K classes.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,10 +44,12 @@ class Supervised(Objective, Classifies):
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, each batch gets one or the other, with equal probability.
         fixed_positions: 2-D sine-cosine positions instead of learned ones.
+        init: first weights of the backbone: ``backbone``, its own (timm's); ``jax``, those of ViT's published code.
         freeze: how many of the first blocks are frozen, together with the embeddings (partial fine-tuning,
             https://arxiv.org/abs/2111.06377, figure 9); all is a linear probe; 0 freezes nothing.
         head_init_std: standard deviation of the head's initial weights, a truncated normal; 0, as in the ViT paper,
             gives every class the same probability.
+        map_norm_eps: added to the variance in the norm of ``map``; 1e-6 as in timm, 1e-5 in runs of earlier versions.
 
     Raises:
         UserError: the data has no labels, the backbone no CLS token to pool, or fewer blocks than `freeze`.
@@ -72,8 +75,10 @@ class Supervised(Objective, Classifies):
         mixup: Annotated[float, Ge(0)] = 0.0,
         cutmix: Annotated[float, Ge(0)] = 0.0,
         fixed_positions: bool = False,
+        init: Literal["backbone", "jax"] = "backbone",
         freeze: Annotated[int, Ge(0)] | Literal["all"] = 0,
         head_init_std: Annotated[float, Ge(0)] = 0.0,
+        map_norm_eps: Annotated[float, Gt(0)] = 1e-6,
     ) -> None:
         super().__init__(backbone, optimizer, mean, std)
         if num_classes is None:
@@ -82,14 +87,18 @@ class Supervised(Objective, Classifies):
             raise UserError("model.pool=cls: this backbone has no CLS token, use model.pool=avg or map")
         self.num_classes, self.pool, self.label_smoothing = num_classes, pool, label_smoothing
         self.fixed_positions, self.frozen, self.head_init_std = fixed_positions, freeze, head_init_std
+        self.init, self.map_norm_eps = init, map_norm_eps
         if fixed_positions:
             backbone.fix_positions()
+        if init == "jax":
+            backbone.init_jax()
         if pool == "avg":
             backbone.remove_norm()
             self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6)
         elif pool == "map":
+            norm_layer: Any = partial(nn.LayerNorm, eps=map_norm_eps)
             self.attn_pool = AttentionPoolLatent(
-                backbone.embed_dim, num_heads=backbone.num_heads, norm_layer=nn.LayerNorm
+                backbone.embed_dim, num_heads=backbone.num_heads, norm_layer=norm_layer
             )
         backbone.freeze(freeze)
         self.head = nn.Linear(backbone.embed_dim, num_classes)
@@ -105,6 +114,10 @@ class Supervised(Objective, Classifies):
         """Settings that are stored under another name, see `vitmae.training.accounting`."""
         alphas = {type(mix).__name__.lower(): mix.alpha for mix in self.mixes}
         return {"mixup": 0.0, "cutmix": 0.0, "freeze": self.frozen} | alphas
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that have no effect with this pooling, and why."""
+        return {} if self.pool == "map" else {"map_norm_eps": f"model.pool={self.pool} has no such norm: leave it out"}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The cross-entropy; on held-out images without mixing and smoothing, and with top-1 and top-5 accuracy."""

@@ -46,7 +46,9 @@ class AttentiveHead(nn.Module):
         super().__init__()
         num_features = len(standardize.mean)
         if num_features % num_heads:
-            raise UserError(f"a width of {num_features} has no {num_heads} attention heads: choose a divisor")
+            raise UserError(
+                f"attentive: a width of {num_features} has no {num_heads} attention heads: num_heads must be a divisor"
+            )
         self.standardize = standardize
         random = generator(seed, "attentive")
         width = num_features // num_heads

@@ -88,9 +88,7 @@ def predict(
     Raises:
         UserError: no k is in 1 … M, or ``memory`` is too small.
     """
-    ks = sorted(k for k in set(ks) if k <= len(bank))
-    if not ks or ks[0] < 1:
-        raise UserError(f"no k fits a bank of {len(bank)} images: choose k from 1 to {len(bank)}")
+    ks = usable_ks(ks, len(bank))
     labels = labels.to(device)
     parts: dict[int, list[Tensor]] = {k: [] for k in ks}
     reserved = 16 * num_classes + 32 * ks[-1]  # votes and weights
@@ -103,6 +101,18 @@ def predict(
             parts[k].append(votes.argmax(1).cpu())
             counted = k
     return {k: torch.cat(predicted) for k, predicted in parts.items()}
+
+
+def usable_ks(ks: Sequence[int], num_images: int) -> list[int]:
+    """The numbers of neighbours that a bank of images has, ascending.
+
+    Raises:
+        UserError: none of them is in 1 … ``num_images``.
+    """
+    usable = sorted(k for k in set(ks) if k <= num_images)
+    if not usable or usable[0] < 1:
+        raise UserError(f"knn: no k fits a bank of {num_images} images: k must be ≥ 1 and ≤ {num_images}")
+    return usable
 
 
 @torch.no_grad()

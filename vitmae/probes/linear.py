@@ -47,7 +47,7 @@ class LinearHeads(nn.Module):
         num_classes: K.
         poolings: the names of the features, in the order of the stack.
         base_lrs: one head per learning rate and pooling.
-        seed: of the initial weights, normal(0.01) truncated at 2 as in the recipe; biases are 0.
+        seed: of the initial weights, normal(0.01) cut at the values -2 and 2 as in the recipe; biases are 0.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LinearHeads(nn.Module):
         # would still contain its initial values
         self.norm = nn.BatchNorm1d(stack[0] * num_features, eps=1e-6, momentum=None, affine=False)
         initial = torch.empty(num_features, num_classes)
-        nn.init.trunc_normal_(initial, std=0.01, a=-0.02, b=0.02, generator=generator(seed, "linear"))
+        nn.init.trunc_normal_(initial, std=0.01, a=-2.0, b=2.0, generator=generator(seed, "linear"))
         self.weight = nn.Parameter(initial.expand(*stack, -1, -1).clone())  # (P, L, D, K)
         self.bias = nn.Parameter(torch.zeros(*stack, 1, num_classes))  # (P, L, 1, K)
 

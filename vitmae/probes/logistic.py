@@ -42,9 +42,7 @@ def logistic(
         UserError: labels are missing, or ``train`` is too small to be split.
     """
     require_labels(train, test)
-    fitted, held_out = stratified_split(train.labels, val_fraction, seed, "logistic")
-    if len(train.labels[fitted].unique()) < 2 or not len(held_out):
-        raise UserError("logistic regression needs two classes with two training images each: add images")
+    fitted, held_out = split_to_choose(train.labels, val_fraction, seed)
     results = {}
     for pooling, vectors in train.pooled.items():
         accuracies = {}
@@ -63,6 +61,18 @@ def logistic(
             validation=accuracies,
         )
     return results
+
+
+def split_to_choose(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The ids of the images that are fitted, and of those on which C is chosen; see `stratified_split`.
+
+    Raises:
+        UserError: the images are too few.
+    """
+    fitted, held_out = stratified_split(labels, val_fraction, seed, "logistic")
+    if len(labels[fitted].unique()) < 2 or not len(held_out):
+        raise UserError("logistic regression needs two classes with two training images each: add images")
+    return fitted, held_out
 
 
 def fit_logistic(vectors: Tensor, labels: Tensor, c: float, max_iter: int = 1000) -> Any:

@@ -27,19 +27,23 @@ _MOVED = {
 }
 """Classes that have moved: the name in older checkpoints, and the present name."""
 
+_THEN: dict[Any, dict[str, Any]] = {"vitmae.models.supervised.Supervised": {"map_norm_eps": 1e-5}}
+"""Settings of a class that older files lack, and the value that they had then."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; only tensors and plain types are unpickled.
 
     Raises:
-        UserError: the file is missing, unreadable, not of this project, or of a newer format.
+        UserError: the file is missing, damaged, not of this project, or of a newer format, or it holds NaN.
     """
-    from vitmae.tensor_files import read_file  # imports torch, which commands that only list runs do not need
+    from vitmae.tensor_files import read_file, refuse_nonfinite  # torch, which commands that only list runs do not need
 
     content = read_file(path)
     if not is_checkpoint(content):
         raise UserError(f"{path} is not a checkpoint of this project")
     refuse_newer(content.get("vitmae_format", 1), path)
+    refuse_nonfinite(content, path)
     return content
 
 
@@ -63,10 +67,11 @@ def refuse_newer(written: Any, path: Path) -> None:
 
 
 def present_names(settings: Any) -> Any:
-    """Saved settings, with the present names of classes that have moved."""
+    """Saved settings, with the present names of classes that have moved, and with settings that came later."""
     if isinstance(settings, Mapping):
-        return {
+        named = {
             key: _MOVED.get(value, value) if key == "_target_" else present_names(value)
             for key, value in settings.items()
         }
+        return {**_THEN.get(named.get("_target_"), {}), **named}
     return [present_names(value) for value in settings] if isinstance(settings, list) else settings

@@ -6,9 +6,12 @@
     metrics.csv         every logged number
     checkpoints/        last.ckpt, best.ckpt
     figures/            pictures
+    nonfinite/          steps whose loss or gradient was not finite, see `vitmae.replay`
     effects.txt         what took effect, read back from the built objects
     train.log           what was printed, with times
     summary.json        the state (running, finished, interrupted or failed), and the final metrics
+    .start.yaml         what the first rank has decided for this start: the settings, and the checkpoint to resume
+    .lease              the process that writes here now (`vitmae.lease`); `.lease.rank1` and so on: the other ranks
 
 Only the first rank writes. Files that are replaced are replaced whole.
 """
@@ -18,57 +21,57 @@ import os
 import platform
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from vitmae.atomic import atomic_write, remove_parts
-from vitmae.errors import UserError
+from vitmae.errors import UserError, first_line
+from vitmae.lease import LEASE, is_held
 from vitmae.runs.launch import Launch
 
 State = Literal["running", "finished", "interrupted", "failed"]
+LAUNCHES, _MONTH_S = ".launches", 30 * 24 * 3600
+"""The folder of what jobs leave for their other ranks and later attempts, in the folder of all runs."""
 _PACKAGES = ("vitmae", "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "numpy", "wandb")
 
 
 def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
-    """Create a run's directory; all processes of the run get the same one, and no other run does.
+    """Create a run's directory, which no other run has; a later attempt of a job gets that of the earlier attempt.
 
     Args:
         path: of the directory; ``-2``, ``-3``, … is appended if it exists.
-        launch: of this process. Ranks that were started side by side get the directory of the first of them; a later
-            attempt of a job gets the directory of the earlier attempt.
-        runs: the folder of all runs; it holds the agreements of ranks and attempts on a directory.
+        launch: of this process, the first of its run: it tells the directory to the others.
+        runs: the folder of all runs; `.launches/` in it records which directory a job has.
     """
     path, runs = path.resolve(), runs.resolve()
     if launch.key is None:
         return _make(path)
-    agreements = runs / ".launches"
-    agreements.mkdir(parents=True, exist_ok=True)
-    agreement = agreements / f"{launch.key}-{launch.attempt}"
-    if launch.separate and agreement.exists():
-        return Path(agreement.read_text())
-    earlier = [agreements / f"{launch.key}-{attempt}" for attempt in reversed(range(launch.attempt))]
-    directory = next((Path(record.read_text()) for record in earlier if record.exists()), None)
-    made = directory is None
-    directory = directory or _make(path)
-    if not launch.separate:
-        with atomic_write(agreement) as file:
-            file.write(str(directory).encode())
-        return directory
-    proposal = agreements / f"{agreement.name}.{launch.rank}"
-    proposal.write_text(str(directory))
-    try:
-        os.link(proposal, agreement)  # one of all ranks succeeds, and the file is complete at once
-    except FileExistsError:
-        if made:
-            directory.rmdir()
-    finally:
-        proposal.unlink()
-    return Path(agreement.read_text())
+    launches = runs / LAUNCHES
+    launches.mkdir(parents=True, exist_ok=True)
+    _forget_old_jobs(launches)
+    record = launches / f"{launch.key}.directory"
+    directory = Path(record.read_text()) if launch.attempt > 0 and record.exists() else None
+    if directory is None or not directory.is_dir():
+        directory = _make(path)
+    with atomic_write(record) as file:
+        file.write(str(directory).encode())
+    return directory
+
+
+def _forget_old_jobs(launches: Path) -> None:
+    """Delete what jobs left that did not start again for a month: a record, or the questions of killed ranks."""
+    for old in launches.iterdir():
+        with suppress(OSError):  # another process deletes it too
+            if old.stat().st_mtime < time.time() - _MONTH_S:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _make(path: Path) -> Path:
@@ -96,15 +99,17 @@ class RunDirectory:
         self.path = path.resolve()
         self.is_writer = is_writer
         self.config = self.path / "config.yaml"
+        self.start_settings = self.path / ".start.yaml"
         self.metrics = self.path / "metrics.csv"
         self.figures = self.path / "figures"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.lease = lease_of(self.path, 0)
         self._summary = self.path / "summary.json"
 
     def start(self, launch: Launch, *, name: str, choices: Mapping[str, Any], is_resumed: bool) -> bool:
-        """Prepare the directory; return whether an earlier attempt of the same job was interrupted here.
+        """On the first rank, prepare the directory; return whether the same job was interrupted here before.
 
         Args:
             launch: of this process.
@@ -115,27 +120,22 @@ class RunDirectory:
         Raises:
             UserError: the directory holds another run.
         """
-        if not self.is_writer:
-            return self._is_requeued(launch)
         for folder in (self.figures, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
         remove_parts(self.path)
-        for message in self.path.glob("rank*.error"):  # of an earlier attempt
-            message.unlink()
-        requeued = self._is_requeued(launch)
-        if self._summary.exists():
-            if not is_resumed and not requeued:
-                raise UserError(f"{self.path} holds a run: resume it with ckpt={self.path}, or change hydra.run.dir")
-        else:
+        for pattern in ("rank*.error", "rank*.signal", f"{LEASE}.*"):
+            for left in self.path.glob(pattern):  # by ranks of an earlier attempt
+                left.unlink()
+        known = self.summary()
+        requeued = launch.key is not None and launch.attempt > 0 and known.get("launch") == launch.key
+        if not known:
             facts = {"id": secrets.token_hex(4), "name": name, "choices": dict(choices), "created": _now()}
-            with open(self._summary, "x") as file:  # raises in the second of two runs with one directory
-                json.dump(facts, file)
+            _write_json(self._summary, facts)
+        elif not is_resumed and not requeued:
+            raise UserError(f"{self.path} holds a run: resume it with ckpt={self.path}, or change hydra.run.dir")
         self.record("running", launch=launch.key)
         return requeued
-
-    def _is_requeued(self, launch: Launch) -> bool:
-        return launch.key is not None and launch.attempt > 0 and self.summary().get("launch") == launch.key
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty without one."""
@@ -146,14 +146,22 @@ class RunDirectory:
         if self.is_writer:
             _write_json(self._summary, {**self.summary(), **facts, "state": state, "updated": _now()})
 
-    def save_config(self, text: str, command: list[str]) -> None:
-        """Save the settings as YAML, and append the command line that gave them."""
-        if not self.is_writer:
-            return
-        with atomic_write(self.config) as file:
+    def save_config(self, text: str) -> None:
+        """Save the settings as YAML."""
+        if self.is_writer:
+            with atomic_write(self.config) as file:
+                file.write(text.encode())
+
+    def save_start(self, text: str) -> None:
+        """Save the settings of this start as YAML, with the checkpoint to resume: the other ranks follow them."""
+        with atomic_write(self.start_settings) as file:
             file.write(text.encode())
-        with open(self.path / "commands.txt", "a") as lines:
-            lines.write(f"{_now()}  {shlex.join(command)}\n")
+
+    def save_command(self, command: list[str]) -> None:
+        """Append the command line that gave the settings."""
+        if self.is_writer:
+            with open(self.path / "commands.txt", "a") as lines:
+                lines.write(f"{_now()}  {shlex.join(command)}\n")
 
     def save_environment(self, devices: list[str]) -> None:
         """Save the versions, the machine and the devices, on which results may depend."""
@@ -167,12 +175,32 @@ class RunDirectory:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The content of a run directory's summary.json; empty without one."""
+    """The content of a run directory's summary.json; empty without one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({first_line(error)}): restore it, or remove it") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{file} is damaged (it holds no JSON object): restore it, or remove it")
     return summary
+
+
+def lease_of(directory: Path, rank: int) -> Path:
+    """The file that shows that a rank works in a run's directory; the first rank's makes it the only writer."""
+    return directory / (LEASE if rank == 0 else f"{LEASE}.rank{rank}")
+
+
+def state_of(path: Path) -> str:
+    """The state of the run in a directory: as it is recorded; ``killed`` if it says running, and no process is."""
+    state: str = read_summary(path).get("state", "not started")
+    return "killed" if state == "running" and not is_held(lease_of(path, 0)) else state
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,14 @@
-"""Before a run starts: which precision it computes in, and whether its devices exist."""
+"""Before a run starts: which precision it computes in, and whether its devices and its strategy can be used."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from vitmae.errors import UserError
+
+_COPYING = ("spawn", "fork", "notebook")
+"""How Lightning's `ddp_spawn`, `ddp_fork` and `ddp_notebook` start processes."""
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
@@ -38,3 +44,21 @@ def check_devices(accelerator: str, devices: int | str | list[int]) -> None:
     needed = max(devices) + 1 if isinstance(devices, list) else int(devices) if str(devices).isdigit() else visible
     if needed > visible:
         raise UserError(f"trainer.devices={devices}: {visible} GPUs are visible here: set fewer, or -1 (all)")
+
+
+def check_strategy(strategy: str | Mapping[str, Any]) -> None:
+    """Refuse strategies whose processes are copies of this one: they train, but cannot return what they trained.
+
+    Args:
+        strategy: Lightning's name, or the settings of a strategy's class.
+
+    Raises:
+        UserError: the processes would be spawned or forked.
+    """
+    if isinstance(strategy, Mapping):
+        name, method = str(strategy.get("_target_")), str(strategy.get("start_method", "popen"))
+    else:
+        name = str(strategy)
+        method = next((method for method in _COPYING if name.startswith(f"ddp_{method}")), "popen")
+    if method != "popen":
+        raise UserError(f"trainer.strategy={name}: starts processes by {method}, which cannot return a run: use ddp")

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from vitmae.classes import check_classes
+from vitmae.classes import check_classes, check_plain
 from vitmae.errors import UserError
+from vitmae.limits import Seed, Text, check_value
 from vitmae.runs.checkpoint_file import present_names
 
 
@@ -32,6 +33,7 @@ class RunSettings:
         ckpt: the checkpoint to resume from.
         weights_min_match: share of the encoder that `backbone.weights` or `model.weights` must fill.
         compile: `torch.compile` the transformer blocks.
+        on_nonfinite: what a loss or gradient that is not finite does, see `vitmae.training.safety`.
         trust: classes that a checkpoint may build, besides those of this project.
     """
 
@@ -44,13 +46,14 @@ class RunSettings:
     panel: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     choices: Mapping[str, Any]
-    name: str | int | float
-    runs: str
-    seed: Annotated[int, Ge(0)]
-    ckpt: str | None
+    name: Text | int | float
+    runs: Text
+    seed: Seed
+    ckpt: Text | None
     weights_min_match: Annotated[float, Ge(0), Le(1)]
     compile: bool
-    trust: Sequence[str]
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    trust: Sequence[Text]
 
 
 def require_all(settings: Mapping[str, Any]) -> None:
@@ -61,8 +64,21 @@ def require_all(settings: Mapping[str, Any]) -> None:
     """
     for name in _NAMES:
         is_group = RunSettings.__annotations__[name] == Mapping[str, Any]
-        if name not in settings or (is_group and not isinstance(settings[name], Mapping)):
+        if name not in settings or (is_group and settings[name] is None):
             raise UserError(f"{name} must be given: leave out ~{name} and {name}=null")
+        if is_group and not isinstance(settings[name], Mapping):
+            raise UserError(f"{name}={settings[name]}: must be a mapping: set its settings, {name}.<name>=<value>")
+
+
+def check_types(settings: Mapping[str, Any]) -> None:
+    """Compare the top-level settings that are given with their types and limits.
+
+    Raises:
+        UserError: one has another type.
+    """
+    for name, annotation in RunSettings.__annotations__.items():
+        if name in settings:
+            check_value(name, settings[name], annotation)
 
 
 def saved_settings(settings: Any, file: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,18 +92,42 @@ def saved_settings(settings: Any, file: Path, trust: Sequence[str] = ()) -> dict
         trust: classes that they may build, besides those of `vitmae.classes`.
 
     Returns:
-        A copy, with classes under their present names and an empty `trust`, which a file cannot decide.
+        A copy, with classes under their present names, and without what a file cannot decide: `trust`, and whether
+        data are downloaded.
 
     Raises:
-        UserError: they are no mapping, have another key, or build a class that they may not build.
+        UserError: they are no mapping, have another key, a name that is a path, or build a class that they may not
+            build.
     """
     if not isinstance(settings, Mapping):
         raise UserError(f"{file} is damaged: its settings are missing; get it again")
     if unknown := sorted(str(key) for key in settings if key not in _NAMES):
         raise UserError(f"{file}: {unknown[0]} is no setting of a run: refused; get the file from its source again")
-    named: dict[str, Any] = {**present_names(settings), "trust": []}
+    check_plain(settings, file)
+    named: dict[str, Any] = {**_LATER, **present_names(settings), "trust": []}
     check_classes(named, file, trust)
+    try:
+        check_types(settings)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    if "/" in str(settings.get("name")) or str(settings.get("name")) == "..":  # it becomes the name of a folder
+        raise UserError(f"{file} is refused: name={settings['name']} must be a name, not a path; add name=NAME")
+    if isinstance(data := named.get("data"), Mapping):
+        named["data"] = without_download(data)
     return named
 
 
+_LATER = {"on_nonfinite": "stop"}
+"""Settings that runs of earlier versions have not saved, and what those runs did."""
+
+
+def without_download(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` settings of a file, with a source that downloads nothing: it would write to a folder of the file's."""
+    source = data.get("source")
+    if isinstance(source, Mapping) and source.get("_target_") == _DOWNLOADS:
+        source = {**source, "download": False}
+    return {**data, "source": source}
+
+
+_DOWNLOADS = "vitmae.data.sources.cifar.CIFAR"
 _NAMES = tuple(field.name for field in fields(RunSettings))

@@ -1,17 +1,105 @@
-"""One table of all jobs of a sweep, read from the files in their directories; a job may have failed."""
+"""A sweep on disk: which command it belongs to, whether it is running, and one table of all its jobs.
+
+    sweep.json       the command, and whether the sweep has finished
+    .lock            locked while a process runs the sweep
+    sweep.csv, .md   the table
+    0-…/, 1-…/       the jobs, each the directory of a run
+
+The same command resumes its newest sweep that has not finished: finished jobs are skipped, begun and failed ones resume
+from their last checkpoint, the others start.
+"""
 
 import csv
+import fcntl
+import json
+import os
 from io import StringIO
 from pathlib import Path
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from vitmae.atomic import atomic_write
-from vitmae.runs.directory import read_summary
+from vitmae.errors import UserError
+from vitmae.plain_files import read_yaml
+from vitmae.runs.directory import read_summary, state_of
 from vitmae.tables import as_markdown, as_text
 
+_RECORD = "sweep.json"
 _OVERRIDES = Path(".hydra", "overrides.yaml")  # Hydra writes them as a job starts
 _METRICS = {"val/loss": "val/loss", "val/acc1": "val/acc1", "probe/knn": "knn"}
+
+
+class Sweep:
+    """The sweep that this process runs; its directory stays locked until the process ends.
+
+    Args:
+        words: the command line after ``python -m vitmae.train``, as the user wrote it.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self._lock: int | None = None
+
+    def find(self, runs: Path) -> Path | None:
+        """Lock the newest sweep of the same words below `runs` that has not finished and is not running.
+
+        Returns:
+            Its directory; None if there is no such sweep.
+        """
+        records = sorted(runs.glob(f"**/{_RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for record in records:
+            about = _read(record)
+            if about.get("command") == self.words and not about.get("finished") and self._take(record.parent):
+                return record.parent.resolve()
+        return None
+
+    def begin(self, directory: Path) -> None:
+        """Lock the directory, and record the command that resumes the sweep.
+
+        Raises:
+            UserError: another process runs the sweep, or the directory holds the sweep of another command.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        if not self._take(directory):
+            raise UserError(f"{directory}: another process is running this sweep: wait, or stop it")
+        earlier = _read(directory / _RECORD).get("command", self.words)
+        if earlier != self.words:
+            raise UserError(f"{directory} holds the sweep of another command: change hydra.sweep.dir")
+        self._record(directory, finished=False)
+
+    def end(self, directory: Path, finished: bool) -> None:
+        """Record how the sweep ended; the next process may lock its directory."""
+        if self._lock is not None:
+            self._record(directory, finished)
+            os.close(self._lock)
+            self._lock = None
+
+    def _record(self, directory: Path, finished: bool) -> None:
+        with atomic_write(directory / _RECORD) as file:
+            file.write(json.dumps({"command": self.words, "finished": finished}).encode())
+
+    def _take(self, directory: Path) -> bool:
+        """Lock a directory, unless another process has; on a file system without locks nothing is locked."""
+        if self._lock is not None:  # by `find`
+            return True
+        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        except OSError:
+            pass
+        self._lock = lock
+        return True
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """The content of a sweep's record; empty if there is none, or it is damaged."""
+    try:
+        about = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def read_sweep(directory: Path) -> list[dict[str, str]]:
@@ -26,7 +114,7 @@ def read_sweep(directory: Path) -> list[dict[str, str]]:
         metrics = summary.get("metrics", {})
         row = {"job": job.name.split("-")[0], **{key: given.get(key, "") for key in swept or given}}
         row |= {column: f"{metrics[name]:.5g}" if name in metrics else "" for name, column in _METRICS.items()}
-        rows.append(row | {"state": summary.get("state", "not started"), "error": summary.get("error", "")})
+        rows.append(row | {"state": state_of(job), "error": summary.get("error", "")})
     return rows
 
 
@@ -54,5 +142,5 @@ def _number(job: Path) -> tuple[int, str]:
 
 def _overrides(job: Path) -> dict[str, str]:
     """Value by setting, as the job's command line gives them."""
-    given = OmegaConf.load(job / _OVERRIDES)
+    given = read_yaml(job / _OVERRIDES)
     return {key: value for key, _, value in (str(override).partition("=") for override in given)}

@@ -17,7 +17,9 @@ from vitmae.tokens.patches import Size, gather_tokens
 
 MaskKind = Literal["random", "block", "grid"]
 
-_NUM_BLOCKS = 64  # rectangles drawn per sample; their union covers any image long before the last
+_NUM_BLOCKS = 64  # rectangles per image; their union covers it long before the last
+_TRIES = 10  # draws of a rectangle, as in BEiT's code
+_SMALLEST = 16 / 196  # of a rectangle: 16 patches of BEiT's 14 x 14
 
 
 class Mask(NamedTuple):
@@ -67,8 +69,8 @@ def draw_mask(keys: Tensor, grid_size: Size, mask_ratio: float, kind: MaskKind =
     """Draw one mask per sample key: keys (B,) int64 -> `Mask` over N patches, the same count hidden in each.
 
     The three kinds are those of https://arxiv.org/abs/2111.06377, table 1(f) and figure 6:
-    ``random`` hides a uniform choice; ``block`` hides the union of large random rectangles (areas and aspect ratios
-    as in https://arxiv.org/abs/2106.08254, the last one cut to the exact count); ``grid`` leaves one patch of every
+    ``random`` hides a uniform choice; ``block`` hides the union of random rectangles (those of
+    https://arxiv.org/abs/2106.08254, the last one cut to the exact count); ``grid`` leaves one patch of every
     s x s cell visible, at a place drawn once per image, for a ratio of 1 - 1/s^2 (75 %: one of four).
 
     Raises:
@@ -79,7 +81,7 @@ def draw_mask(keys: Tensor, grid_size: Size, mask_ratio: float, kind: MaskKind =
     if kind == "random":
         scores = uniform(keys, grid_size[0] * grid_size[1])
     elif kind == "block":
-        scores = _block_scores(keys, grid_size)
+        scores = _block_scores(keys, grid_size, grid_size[0] * grid_size[1] - visible)
     else:
         stride = _grid_stride(grid_size, mask_ratio)
         scores, visible = _grid_scores(keys, grid_size, stride), grid_size[0] * grid_size[1] // stride**2
@@ -114,24 +116,50 @@ def mask_from_tensor(mask: Tensor) -> Mask:
     return mask_from_scores(mask.to(torch.float32), mask.shape[1] - hidden)
 
 
-def _block_scores(keys: Tensor, grid_size: Size) -> Tensor:
-    """Scores (B, N): high inside one of the first rectangles; outside of all, a random number below these."""
+def _block_scores(keys: Tensor, grid_size: Size, hidden: int) -> Tensor:
+    """Scores (B, N): the largest `hidden` are a union of rectangles, the last of them cut at one of its edges.
+
+    Algorithm 1 of https://arxiv.org/abs/2106.08254 as its published code has it: the next rectangle is the first of ten
+    draws that is smaller than the grid in both directions, hides something new, and not more than is left to hide. If
+    none does, the draw that hides most is taken; that one may go beyond the count.
+    """
+    num_patches = grid_size[0] * grid_size[1]
+    scores = uniform(fold_each(keys, "tie"), num_patches)  # (B, N), of what no rectangle hides
+    number = torch.arange(num_patches, device=keys.device)
+    by_column = number % grid_size[1] * grid_size[0] + number // grid_size[1]
+    orders = torch.stack([number, by_column, num_patches - 1 - number, num_patches - 1 - by_column])
+    for step in range(_NUM_BLOCKS, 0, -1):
+        mask = scores >= 1
+        left = hidden - mask.sum(1)  # (B,)
+        if not bool((left > 0).any()):
+            break
+        draw = fold_each(keys, "block", step)
+        inside, fits = _rectangles(draw, grid_size, left)  # (B, tries, N), (B, tries)
+        new = (inside & ~mask[:, None]).sum(2)  # (B, tries)
+        suits = fits & (new > 0) & (new <= left[:, None])
+        chosen = torch.where(suits.any(1), suits.int().argmax(1), (new * fits).argmax(1))  # (B,)
+        inside = inside[torch.arange(len(keys), device=keys.device), chosen]
+        edge = (uniform(fold_each(draw, "edge"), 1) * 4).long()[:, 0]
+        scores = torch.where(inside & ~mask, step + orders[edge] / num_patches, scores)
+    return scores
+
+
+def _rectangles(keys: Tensor, grid_size: Size, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Ten rectangles per key, 16 patches of 196 up to `left` (B,): (B, tries, N) bool, (B, tries) whether it fits."""
     grid_h, grid_w = grid_size
-    area, aspect, top, left = (
-        uniform(fold_each(keys, name), _NUM_BLOCKS)[:, :, None] for name in ("area", "aspect", "top", "left")
-    )  # (B, K, 1) each
-    area = grid_h * grid_w * (0.08 + 0.32 * area)  # 16 of 196 patches and more
-    aspect = (0.3 ** (1 - 2 * aspect)).sqrt()  # log-uniform in (0.3, 1 / 0.3)
-    block_h = (area.sqrt() * aspect).round().clamp(1, grid_h)
-    block_w = (area.sqrt() / aspect).round().clamp(1, grid_w)
-    top = (top * (grid_h - block_h + 1)).floor()
-    left = (left * (grid_w - block_w + 1)).floor()
+    area, aspect, top, start = uniform(keys, 4 * _TRIES).view(-1, 4, _TRIES).unbind(1)  # (B, tries) each
+    smallest = grid_h * grid_w * _SMALLEST
+    area = smallest + (left.clamp(min=0)[:, None] - smallest) * area
+    aspect = 0.3 ** (1 - 2 * aspect)  # log-uniform in (0.3, 1 / 0.3)
+    tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (tall < grid_h) & (wide < grid_w)
+    tall, wide = tall.clamp(1, grid_h)[..., None], wide.clamp(1, grid_w)[..., None]  # (B, tries, 1)
+    top = (top[..., None] * (grid_h - tall + 1)).floor()
+    start = (start[..., None] * (grid_w - wide + 1)).floor()
     row, column = torch.arange(grid_h, device=keys.device), torch.arange(grid_w, device=keys.device)
-    in_rows = (row >= top) & (row < top + block_h)  # (B, K, grid_h)
-    in_columns = (column >= left) & (column < left + block_w)  # (B, K, grid_w)
-    inside = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).flatten(2)  # (B, K, N)
-    first = torch.where(inside.any(1), inside.int().argmax(1), _NUM_BLOCKS)  # (B, N)
-    return _NUM_BLOCKS - first + uniform(fold_each(keys, "tie"), grid_h * grid_w)
+    in_rows = (row >= top) & (row < top + tall)  # (B, tries, grid_h)
+    in_columns = (column >= start) & (column < start + wide)  # (B, tries, grid_w)
+    return (in_rows[..., None] & in_columns[..., None, :]).flatten(2), fits
 
 
 def _grid_stride(grid_size: Size, mask_ratio: float) -> int:

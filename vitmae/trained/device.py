@@ -16,4 +16,6 @@ def find_device(device: str | torch.device | None) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
         raise UserError(f"device={device}: {first_line(error)}; leave it out, or set device=cpu") from error
+    if found.type == "meta":
+        raise UserError("device=meta holds no numbers: leave it out, or set device=cpu")
     return found

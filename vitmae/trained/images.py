@@ -3,6 +3,7 @@
 Shapes: B images, C channels, h w the model's image size.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,13 +21,19 @@ from vitmae.data.part_loader import workers_for
 from vitmae.data.samplers import OrderedRequests, Request
 from vitmae.data.sources.folder import FileImages, Folder
 from vitmae.errors import UserError
+from vitmae.files import as_line, as_utf8, open_file, reason_of, user_path
+from vitmae.machine_faults import is_exhausted
 from vitmae.tokens.patches import Size
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, or floats in [0, 1]."""
+"""A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W): uint8, uint16, or floats in [0, 1]."""
 ImagesLike = ImageLike | Sequence[ImageLike]
 """One image or several; an array (B, H, W, C) and a tensor (B, C, H, W) are several."""
 
+_ALLOWED = (
+    "a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W), of uint8, uint16 or floats in [0, 1]"
+)
+_KINDS, _BYTES = (str, Path, Image.Image, np.ndarray, Tensor), (bytes, bytearray, memoryview)
 _IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # PIL's modes that PNG can hold
 
 
@@ -52,8 +59,9 @@ class Preprocessing(NamedTuple):
         try:
             pixels = _pixels(image, self.in_chans, name)  # (height, width, C)
         except (UnreadableImage, OSError) as error:
-            reason = " ".join(str(error).removeprefix(f"{name}: ").split())
-            raise UserError(f"{name} cannot be read ({reason})") from error
+            if is_exhausted(error):
+                raise
+            raise UserError(f"{name} cannot be read ({reason_of(error).removeprefix(f'{name}: ')})") from error
         heights, widths = torch.tensor(pixels.shape[:2])[:, None]
         box = central_boxes(heights, widths, self.img_size, self.crop_pct)[0]
         return resize_box(torch.from_numpy(pixels).permute(2, 0, 1), box, self.img_size)
@@ -63,37 +71,62 @@ def named_images(images: ImagesLike) -> list[tuple[str, ImageLike]]:
     """(name, image) of each image; the name is for error messages.
 
     Raises:
-        UserError: the sequence is empty.
+        UserError: the sequence is empty, or an image is something else than `ImageLike`.
     """
+    several: Sequence[ImageLike]
     if isinstance(images, np.ndarray | Tensor):
-        several: Sequence[ImageLike] = list(images) if images.ndim > 3 else [images]
+        several = list(images) if images.ndim == 4 else [images]
+    elif isinstance(images, _KINDS + _BYTES) or not isinstance(images, Sequence):
+        several = [images]  # type: ignore[list-item]
     else:
-        several = [images] if isinstance(images, str | Path | Image.Image) else images
+        several = images
     if not len(several):
         raise UserError("there are no images: give at least one")
-    return [
-        (str(image) if isinstance(image, str | Path) else f"image {number}", image)
-        for number, image in enumerate(several)
-    ]
+    named = []
+    for number, image in enumerate(several):
+        name = as_line(image) if isinstance(image, str | Path) else f"image {number}"
+        if not isinstance(image, _KINDS):
+            what = "images are" if image is images else f"{name} is"
+            remedy = "; open them with PIL.Image.open(io.BytesIO(…))" if isinstance(image, _BYTES) else ""
+            raise UserError(f"{what} of type {type(image).__name__}: must be {_ALLOWED}{remedy}")
+        named.append((name, image))
+    return named
 
 
 def _pixels(image: ImageLike, in_chans: int, name: str) -> Pixels:
     """One image -> (height, width, C) uint8; an image in memory is encoded and decoded, so that it equals its file."""
     if isinstance(image, str | Path):
-        return decode(Path(image).expanduser().read_bytes(), in_chans, name)
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-        image = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        with open_file(user_path(image)) as content:
+            return decode(content.read(), in_chans, name)
     file = BytesIO()
-    if isinstance(image, np.ndarray):
-        is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-        if image.dtype != np.uint8 or not is_picture or in_chans not in (1, 3):
-            np.save(file, image, allow_pickle=False)
+    if isinstance(image, np.ndarray | Tensor):
+        array = _as_array(image, name)
+        is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+        if array.dtype != np.uint8 or not array.size or not is_picture or in_chans not in (1, 3):
+            np.save(file, array, allow_pickle=False)
             return decode(file.getvalue(), in_chans, name)
-        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    upright = ImageOps.exif_transpose(image)
-    upright.save(file, "PNG" if upright.mode in _IN_PNG else "TIFF", compress_level=0)
+        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        upright.save(file, "PNG" if upright.mode in _IN_PNG else "TIFF", compress_level=0)
+    except Exception as error:  # a file that PIL opened but cannot decode, a closed one, an image without pixels
+        raise UnreadableImage(reason_of(error)) from error
     return decode(file.getvalue(), in_chans, name)
+
+
+def _as_array(image: np.ndarray[Any, Any] | Tensor, name: str) -> np.ndarray[Any, Any]:
+    """An array, or a tensor (C, H, W) as the array (H, W, C)."""
+    if isinstance(image, np.ndarray):
+        array = image
+    elif image.is_meta or image.layout != torch.strided or image.is_quantized:
+        raise UserError(f"{name} is a tensor without dense values: must be {_ALLOWED}")
+    else:
+        values = image.detach().cpu()
+        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    if array.ndim not in (2, 3) or array.dtype.hasobject:
+        raise UserError(f"{name} has shape {tuple(image.shape)} and type {image.dtype}: must be {_ALLOWED}")
+    return array
 
 
 class FolderBatch(NamedTuple):
@@ -133,8 +166,12 @@ class FolderImages:
         return len(self.files)
 
     def name(self, number: int) -> str:
-        """The path of a file."""
+        """The path of a file as one line, for messages."""
         return self.files.name(number)
+
+    def path(self, number: int) -> str:
+        """The path of a file as text that a table can hold, see `as_utf8`."""
+        return as_utf8(self.files.path(number))
 
     def batches(self, batch_size: int, num_workers: int | Literal["auto"], first: int = 0) -> Iterator[FolderBatch]:
         """Batches of all images from number `first` on, in order.
@@ -160,7 +197,7 @@ class _FolderReader:
         for number in (self.first + request.indices).tolist():
             name = folder.name(number)
             try:
-                images.append(folder.preprocess(name, name))
+                images.append(folder.preprocess(folder.files.path(number), name))
                 numbers.append(number)
             except UserError as error:
                 if not folder.skip_unreadable:
@@ -173,8 +210,8 @@ class _FolderReader:
 def _list_files(images: str) -> FileImages:
     if not images:
         raise UserError("images= is empty: name a folder, a glob, a text file with a path per line, or one image")
-    path = Path(images).expanduser()
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+    path = user_path(images)
+    if os.path.isfile(path) and path.suffix.lower() in EXTENSIONS:
         return FileImages([str(path)], [-1], path.parent)
     try:
         listed = Folder().load({"train": [images]}, (0, 0), 0).train

@@ -3,7 +3,7 @@
 Shapes: B images, H W image, N = grid_h * grid_w patches.
 """
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from vitmae.data.crops import central_boxes, resize_mask
 from vitmae.data.decode import UnreadableImage, decode
 from vitmae.errors import UserError
+from vitmae.files import open_file, reason_of, user_path
 from vitmae.models.protocols import Reconstructs
 from vitmae.tokens.masking import Mask, mask_from_tensor
 from vitmae.tokens.patches import Size
@@ -21,6 +22,10 @@ from vitmae.trained.images import Preprocessing
 MaskLike = float | Literal["random", "block", "grid"] | np.ndarray[Any, Any] | Tensor | None
 """A ratio; a kind, at the ratio of the training; or a mask of the user's own, True where hidden, of patches
 (grid_h, grid_w) or pixels (H, W), one for all images or one each; None: as in training."""
+
+
+_KINDS = (int, float, str, np.ndarray, Tensor)
+_ALLOWED = "a ratio, one of random, block, grid, or an array, True where hidden"
 
 
 def patch_mask(mask: Tensor, img_size: Size, grid_size: Size) -> Tensor:
@@ -54,18 +59,25 @@ def hidden_patches(mask: MaskLike, keys: Tensor, objective: Reconstructs, img_si
     Raises:
         UserError: the ratio is not in [0, 1], the kind does not exist, or the mask has another size.
     """
+    if mask is not None and (isinstance(mask, bool) or not isinstance(mask, _KINDS)):
+        raise UserError(f"mask={mask!r} is of type {type(mask).__name__}: must be {_ALLOWED}")
     if mask is None or isinstance(mask, str | float | int):
         ratio = None if mask is None or isinstance(mask, str) else float(mask)
         kind = None if mask is None else mask if isinstance(mask, str) else "random"
         if kind not in (None, "random", "block", "grid"):
-            raise UserError(f"mask={kind}: must be a ratio, one of random, block, grid, or a mask of your own")
+            raise UserError(f"mask={kind}: must be {_ALLOWED}")
         if ratio is not None and not 0 <= ratio <= 1:  # also true of nan
             raise UserError(f"mask={mask}: must be a ratio between 0 and 1")
         try:
             return objective.draw_mask(keys, ratio, kind)
         except UserError as error:
             raise UserError(str(error).replace("model.mask_ratio=", "mask=")) from error
-    planes = patch_mask(torch.as_tensor(mask) > 0, img_size, grid_size)
+    own = torch.from_numpy(mask) if isinstance(mask, np.ndarray) and mask.dtype.kind in "buif" else mask
+    if not isinstance(own, Tensor) or own.is_complex() or bool(own.isnan().any()):
+        raise UserError(f"mask is an array of type {mask.dtype}: must hold True or False, or numbers, True where > 0")
+    planes = patch_mask(own.cpu() > 0, img_size, grid_size)
+    if len(planes) not in (1, len(keys)):
+        raise UserError(f"mask has {len(planes)} planes for {len(keys)} images: give one for all, or one for each")
     return mask_from_tensor(planes.expand(len(keys), -1, -1))
 
 
@@ -79,13 +91,15 @@ def read_mask(mask: float | str | None, preprocess: Preprocessing, grid_size: Si
     """
     if mask is None or not isinstance(mask, str) or mask in ("random", "block", "grid"):
         return mask  # type: ignore[return-value]
-    path = Path(mask).expanduser()
-    if not path.is_file():
+    path = user_path(mask)
+    if not os.path.isfile(path):
         raise UserError(f"mask={mask}: must be a ratio, random, block, grid, or the file of a picture")
     try:
-        pixels = decode(path.read_bytes(), 1, mask)  # (height, width, 1)
-    except UnreadableImage as error:
-        raise UserError(f"mask={mask} cannot be read ({str(error).removeprefix(f'{mask}: ')})") from error
+        with open_file(path) as file:
+            pixels = decode(file.read(), 1, mask)  # (height, width, 1)
+    except (UnreadableImage, OSError) as error:
+        reason = reason_of(error).removeprefix(f"{mask}: ")
+        raise UserError(f"mask={mask} cannot be read ({reason}): give another picture") from error
     plane = torch.from_numpy(pixels[..., 0]) > 127
     if plane.shape == grid_size:
         return plane

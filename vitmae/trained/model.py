@@ -11,15 +11,17 @@ Shapes: B images, C channels, H W model's image size, N = grid_h * grid_w patche
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from vitmae.allocator import keep_freed_memory
 from vitmae.backbones.blocks import choose_kernels
 from vitmae.batch import Batch
 from vitmae.errors import UserError
+from vitmae.limits import Seed, Text, check_arguments
 from vitmae.models.protocols import Classifies, Reconstructs, declared
 from vitmae.probes.features import Features, extract_batches
 from vitmae.randomness import fold, fold_indices
@@ -97,7 +99,10 @@ class Model:
         normalize = self.objective.normalize
         return extract_batches(self.backbone, batches, normalize, patches=patches, autocast=self.autocast)
 
-    def encode(self, images: ImagesLike, pooling: Pooling | None = None, batch_size: int = 64) -> Tensor:
+    @check_arguments()
+    def encode(
+        self, images: ImagesLike, pooling: Pooling | None = None, batch_size: Annotated[int, Ge(1)] = 64
+    ) -> Tensor:
         """Encode whole images -> one vector per image (B, D), or one per patch (B, N, D); float32 on the CPU.
 
         Args:
@@ -136,12 +141,13 @@ class Model:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, self.autocast is not None)
 
-    def predict(self, images: ImagesLike, top: int = 5) -> list[dict[str, float]]:
+    @check_arguments()
+    def predict(self, images: ImagesLike, top: Annotated[int, Ge(1)] = 5) -> list[dict[str, float]]:
         """For each image, its most likely classes and their probabilities, the most likely first.
 
         Args:
             images: one or several.
-            top: the number of classes.
+            top: the number of classes; if the model has fewer, all of them.
 
         Raises:
             UserError: the model has no classifier, or an image cannot be read.
@@ -165,7 +171,8 @@ class Model:
             logits: Tensor = self.objective(self.objective.normalize(images.to(self.device)))
         return logits.float().cpu()
 
-    def reconstruct(self, images: ImagesLike, mask: MaskLike = None, seed: int = 0) -> Reconstruction:
+    @check_arguments()
+    def reconstruct(self, images: ImagesLike, mask: MaskLike = None, seed: Seed = 0) -> Reconstruction:
         """Hide a part of images and predict it from the rest.
 
         Args:
@@ -250,7 +257,7 @@ def _build(saved: Saved, seen: Saved, untrained: bool) -> Any:
         "trained at %d x %d, used at %d x %d pixels: %.1f%% of the encoder is interpolated, %.1f%% unchanged",
         *saved.img_size,
         *seen.img_size,
-        100 * report.share("encoder", "resampled", "recomputed"),
+        100 * report.share("encoder", "resampled"),
         100 * report.share("encoder", "loaded"),
     )
     return objective
@@ -277,12 +284,15 @@ def find_model(ckpt: str, runs: str) -> Path:
         raise UserError(str(error).replace(", or leave ckpt= out", "")) from error
 
 
+@check_arguments()
 def open_model(
     path: str | Path,
-    device: str | torch.device | None = None,
+    device: Text | torch.device | None = None,
     precision: Precision = "auto",
-    trust: Sequence[str] = (),
+    trust: Sequence[Text] = (),
 ) -> Model:
     """See `vitmae.load`."""
+    if path == "":  # which pathlib reads as the working directory
+        raise UserError("path= is empty: name a run directory, a checkpoint or a bundle")
     found = find_device(device)  # before a large file is read
     return Model(read_saved(local(str(path)), trust), found, precision)

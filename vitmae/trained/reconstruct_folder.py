@@ -12,6 +12,7 @@ Shapes: B images of a batch, N = grid_h * grid_w patches.
 import csv
 import heapq
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -112,7 +113,7 @@ def reconstruct_folder(
     """
     model.require_decoder()
     _check_masks(model, mask, passes)
-    if out.is_file() or (out.exists() and any(out.iterdir())):
+    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise UserError(f"out={out} is there already: remove it, or choose another name")
     make_folder(out, f"out={out}")
     errors = np.lib.format.open_memmap(out / "errors.npy", "w+", np.float32, (len(folder), *model.grid_size))
@@ -129,9 +130,14 @@ def reconstruct_folder(
                 continue
             result = _reconstruct(model, batch.images, batch.numbers, mask, passes, seed)
             for number, score, error in zip(batch.numbers, result.score.tolist(), result.error.numpy(), strict=True):
+                if not np.isfinite(score):
+                    raise UserError(
+                        f"{model.saved.path} predicts NaN or infinite values for {folder.name(number)}: "
+                        "set precision=32-true, or take an earlier checkpoint"
+                    )
                 errors[number] = error
                 worst = np.unravel_index(np.nanargmax(error), error.shape)
-                rows.writerow([folder.name(number), f"{score:.6g}", f"{error[worst]:.6g}", *map(int, worst)])
+                rows.writerow([folder.path(number), f"{score:.6g}", f"{error[worst]:.6g}", *map(int, worst)])
                 heapq.heappush(oddest, (score, -number))
                 if panels is not None and len(oddest) > panels:
                     heapq.heappop(oddest)
@@ -176,7 +182,7 @@ def _save_panel(
 ) -> None:
     """Save one picture; the image is read and predicted again, so that no picture is held in memory."""
     name = folder.name(number)
-    result = _reconstruct(model, folder.preprocess(name, name)[None], [number], mask, passes, seed)
+    result = _reconstruct(model, folder.preprocess(folder.files.path(number), name)[None], [number], mask, passes, seed)
     pictures = {"original": result.original[0]}
     if passes is None:
         pictures |= {"masked": result.masked[0], "prediction": result.prediction[0], "pasted": result.pasted[0]}

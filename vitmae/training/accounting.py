@@ -33,6 +33,8 @@ from vitmae.training.averaging import averages
 _MISSING = object()
 _OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
 """Arguments of the Trainer that `vitmae.training.fit` sets."""
+_UNUSED = {"limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"}
+"""Arguments of the Trainer for what no run does: it trains and validates."""
 
 
 class Leaf(NamedTuple):
@@ -67,16 +69,47 @@ class Accounting(Callback):
         self, settings: Mapping[str, Any], parts: Mapping[str, Any], overrides: Sequence[str], idle: Mapping[str, str]
     ) -> None:
         self.settings, self.parts, self.idle = settings, parts, idle
-        keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
-        self.given = tuple(key for key in keys if key not in settings["choices"])
+        self.given = _given(settings, overrides)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check on every rank."""
         observed = observe(trainer, as_objective(pl_module)) | _observe_trainer(trainer, self.settings["trainer"])
-        idle = {**_overruled(trainer), **self.idle}
+        idle = {**_overruled(trainer), **_beyond_the_epoch(trainer, self.settings["trainer"]), **self.idle}
         for leaf in leaves(self.settings, {**self.parts, "trainer": trainer}, idle):
-            is_given = any(f"{leaf.name}.".startswith(f"{key}.") for key in self.given)
-            check(leaf._replace(found=observed.get(leaf.name, leaf.found)), is_given)
+            check(leaf._replace(found=observed.get(leaf.name, leaf.found)), _is_given(leaf, self.given))
+
+
+def refuse_idle(
+    settings: Mapping[str, Any],
+    overrides: Sequence[str],
+    idle: Mapping[str, str],
+    parts: Mapping[str, Any] | None = None,
+) -> None:
+    """Before a run, refuse settings that the command line gives and that are known to have no effect.
+
+    Args:
+        settings: see `Accounting`, like the next two.
+        overrides: the words of the command line.
+        idle: by name of a setting or a node, why it has no effect in this run.
+        parts: by name, the objects that are built already; they may name further settings.
+
+    Raises:
+        UserError: names the first one, and why it has no effect.
+    """
+    given = _given(settings, overrides)
+    for leaf in leaves(settings, settings if parts is None else parts, idle):
+        if leaf.reason:
+            check(leaf, _is_given(leaf, given))
+
+
+def _given(settings: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+    """The settings and nodes that the command line names; a group's choice is none."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    return tuple(key for key in keys if key not in settings["choices"])
+
+
+def _is_given(leaf: Leaf, given: Sequence[str]) -> bool:
+    return any(f"{leaf.name}.".startswith(f"{key}.") for key in given)
 
 
 def leaves(
@@ -162,12 +195,13 @@ def _same(value: Any, found: Any) -> bool:
 
 def observe(trainer: Trainer, objective: Objective) -> dict[str, Any]:
     """By name, the values of settings in the built optimiser and modules."""
-    _, _, effective_batch = objective.run_length()
+    _, steps_per_epoch, effective_batch = objective.run_length()
     groups = trainer.optimizers[0].param_groups
     peak = max(group["initial_lr"] for group in groups)
     scales = sorted({round(group["initial_lr"] / peak, 12) for group in groups}, reverse=True)
     (schedule,) = trainer.lr_scheduler_configs
-    final = schedule.scheduler.lr_lambdas[-1](int(trainer.estimated_stepping_batches))  # type: ignore[union-attr]
+    factor = schedule.scheduler.lr_lambdas[-1]  # type: ignore[union-attr]
+    final = factor(int(trainer.estimated_stepping_batches))
     dropouts = [part.p for part in objective.backbone.modules() if isinstance(part, nn.Dropout) and part.training]
     return {
         "backbone.drop_path_rate": max(drop_path_rates(objective.backbone), default=0.0),
@@ -176,11 +210,19 @@ def observe(trainer: Trainer, objective: Objective) -> dict[str, Any]:
         "model.optimizer.weight_decay": max(group["weight_decay"] for group in groups),
         "model.optimizer.layer_decay": scales[1] if len(scales) > 1 else 1.0,
         "model.optimizer.min_lr": peak * final,
+        "model.optimizer.warmup_epochs": _warmup_epochs(factor, steps_per_epoch, objective.optimizer.warmup_epochs),
         "model.optimizer.ema_decay": next((average.decay for average in averages(trainer)), None),
         "model.optimizer.betas": list(groups[0]["betas"]) if "betas" in groups[0] else None,
         "model.optimizer.momentum": groups[0].get("momentum"),
         "compile": any(map(is_compiled, objective.modules())),
     }
+
+
+def _warmup_epochs(factor: Callable[[int], float], steps_per_epoch: float, configured: float | None) -> float:
+    """The length of the schedule's warm-up; as configured, if that is the same number of whole steps."""
+    steps = 0 if factor(0) == 1 else round(1 / factor(1))  # linear from 0
+    is_as_configured = configured is not None and round(configured * steps_per_epoch) == steps
+    return configured if is_as_configured else steps / steps_per_epoch  # type: ignore[return-value]
 
 
 def drop_path_rates(backbone: nn.Module) -> list[float]:
@@ -189,14 +231,25 @@ def drop_path_rates(backbone: nn.Module) -> list[float]:
     return [float(drop.drop_prob) if isinstance(drop, DropPath) and drop.training else 0.0 for drop in drops]
 
 
+def refuse_settings_of_the_run(trainer: Mapping[str, Any]) -> None:
+    """Refuse settings of the Trainer that the run itself sets, or never uses.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if taken := _OF_THE_RUN & set(trainer):
+        raise UserError(f"trainer.{min(taken)} has no effect: the run sets it itself, leave it out")
+    if unused := _UNUSED & set(trainer):
+        raise UserError(f"trainer.{min(unused)} has no effect: a run only trains and validates, leave it out")
+
+
 def _observe_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     """By name, the values of the Trainer's settings that are not attributes of it.
 
     Raises:
         UserError: a setting is given that the run itself sets.
     """
-    if taken := _OF_THE_RUN & set(settings):
-        raise UserError(f"trainer.{min(taken)} has no effect: the run sets it itself, leave it out")
+    refuse_settings_of_the_run(settings)
     accelerator, devices, precision, strategy, deterministic = (
         settings.get(key) for key in ("accelerator", "devices", "precision", "strategy", "deterministic")
     )
@@ -231,3 +284,23 @@ def _overruled(trainer: Trainer) -> dict[str, str]:
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         return {f"trainer.{key}": "trainer.overfit_batches replaces it" for key in replaced}
     return {}
+
+
+def _beyond_the_epoch(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, str]:
+    """By name, the Trainer's numbers of batches that are larger than those of an epoch.
+
+    Raises:
+        UserError: an optimiser step would need more batches than an epoch has; the learning rate follows from it.
+    """
+    batches = len(trainer.train_dataloader)  # type: ignore[arg-type]
+    accumulated = settings.get("accumulate_grad_batches", 1)
+    if accumulated > batches:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={accumulated}, but an epoch has {batches} batches: must be ≤ {batches}"
+        )
+    lengths = {"limit_train_batches": batches, "limit_val_batches": len(trainer.val_dataloaders or ())}
+    return {
+        f"trainer.{key}": f"an epoch has {length} batches: set at most {length}, or leave it out"
+        for key, length in lengths.items()
+        if isinstance(settings.get(key), int) and settings[key] > length
+    }

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vitmae.errors import UserError
+from vitmae.interruption import interruption
 from vitmae.training.lightning_internals import average_of
 
 
@@ -28,6 +29,7 @@ class WeightAverage(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=self._update)
         self.decay = decay
+        self._is_in_place = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move the copy of the weights to the device that trains: Lightning keeps it where the module is built."""
@@ -55,6 +57,23 @@ class WeightAverage(WeightAveraging):
             )
         if average_of(self) is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the objective the averaged weights; a signal waits, because half of an exchange mixes two models."""
+        with interruption.deferred():
+            super().on_validation_epoch_start(trainer, pl_module)
+            self._is_in_place = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the objective its trained weights back."""
+        with interruption.deferred():
+            super().on_validation_epoch_end(trainer, pl_module)
+            self._is_in_place = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the objective its trained weights back, from which an interrupted run is saved."""
+        if self._is_in_place:
+            self.on_validation_epoch_end(trainer, pl_module)
 
     @contextmanager
     def in_place(self, trainer: Trainer, objective: LightningModule) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """The run itself: Lightning's Trainer and this project's additions, from the first step to the final metrics."""
 
 import logging
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitmae.errors import UserError
+from vitmae.interruption import Interrupted, interruption
 from vitmae.runs.directory import RunDirectory
-from vitmae.runs.exit import watching_ranks
-from vitmae.runs.interruption import Interrupted, Interruption
+from vitmae.runs.ranks import watching_started
 from vitmae.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vitmae.training.lightning_internals import StartedProcesses, leave_signals_alone
 from vitmae.training.wandb_logger import Wandb
 
 NOT_FOR_USERS = (
@@ -57,30 +57,27 @@ def fit(
         ckpt: a checkpoint to resume from.
 
     Raises:
-        Interrupted: a signal stopped the run; `last.ckpt` is of the last step.
+        Interrupted: a signal stopped the run; `last.ckpt` is of the last step that it could be saved after.
         UserError: the trainer's settings do not fit each other.
     """
-    _quieten()
-    try:
-        trainer = build_trainer(
-            callbacks=[*callbacks, checkpoints],
-            logger=list(loggers),
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=run.path,
-            use_distributed_sampler=False,  # the data module divides the images among ranks
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {_one_line(error)}") from error
+    trainer = make_trainer(
+        build_trainer,
+        callbacks=[*callbacks, checkpoints],
+        logger=list(loggers),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.path,
+    )
+    leave_signals_alone(trainer)
+    interruption.check()
     run.save_environment(_devices(trainer))
     metrics: dict[str, float] = {}
     exit_code = 1
     try:
         for logger in loggers:
             logger.log_hyperparams(dict(settings))
-        with _one_ending(trainer, run, checkpoints.interruption):
+        with _one_ending(trainer, run):
             trainer.fit(objective, datamodule=data, ckpt_path=ckpt, weights_only=True)
-            metrics = _as_floats(trainer)
+            metrics = checkpoints.metrics | _as_floats(trainer)
             if checkpoints.validated_step != trainer.global_step:  # a run may end between two validations
                 trainer.validate(objective, datamodule=data, verbose=False)
                 metrics |= _as_floats(trainer)
@@ -92,26 +89,44 @@ def fit(
     return metrics
 
 
-@contextmanager
-def _one_ending(trainer: Trainer, run: RunDirectory, interruption: Interruption) -> Iterator[None]:
-    """End all processes of the run together: those that this one started, and this one if another fails."""
+def make_trainer(build_trainer: Callable[..., Trainer], **arguments: Any) -> Trainer:
+    """Lightning's Trainer, without what this project does itself.
 
-    def end_others() -> None:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+    Args:
+        build_trainer: `lightning.Trainer` with its settings.
+        arguments: what a run adds.
 
+    Raises:
+        UserError: the settings do not fit each other.
+    """
+    _quieten()
     try:
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            with watching_ranks(run, end_others):
+        return build_trainer(
+            use_distributed_sampler=False,  # the data module divides the images among ranks
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {_one_line(error)}") from error
+
+
+@contextmanager
+def _one_ending(trainer: Trainer, run: RunDirectory) -> Iterator[None]:
+    """End all processes of the run together: those that this one started, and this one if another fails."""
+    started = StartedProcesses(trainer)
+    try:
+        with interruption.last_words(started.kill):
+            if trainer.world_size > 1 and trainer.is_global_zero:
+                with watching_started(run, started.all, started.kill):
+                    yield
+            else:
                 yield
-        else:
-            yield
     except Interrupted:
-        raise  # the other ranks stop at the same step by themselves
+        raise  # the other ranks stop at the same step, or end with this process
     except BaseException as error:
-        end_others()
-        if interruption.is_aborted:  # Lightning turns a second Ctrl-C into an exit
-            raise KeyboardInterrupt from None
+        if trainer.world_size > 1 and interruption.is_requested and not isinstance(error, UserError):
+            raise Interrupted(interruption.code) from error  # a collective fails because another rank has left
+        started.kill()
         if isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error):
             raise UserError(f"trainer: {_one_line(error)}") from error
         if "Error(s) in loading state_dict" in str(error):
@@ -125,7 +140,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _as_floats(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
 
 
 def _devices(trainer: Trainer) -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,25 +22,30 @@ class SetupReport(Callback):
 
     Args:
         path: where the table is saved.
+        changes: of a resumed run, by name the settings that it changes, as "old -> new".
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, changes: Mapping[str, str] | None = None) -> None:
+        self.path, self.changes = path, dict(changes or {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and save the table, after everything is built."""
         if trainer.is_global_zero:
             objective = as_objective(pl_module)
-            tables = [_run_table(trainer, objective), _group_table(trainer, objective)]
+            tables = [_run_table(trainer, objective, self.changes), _group_table(trainer, objective)]
             Console(width=None if sys.stdout.isatty() else _WIDTH).print(*tables, sep="\n")
             with self.path.open("w") as file:
                 Console(file=file, width=_WIDTH, color_system=None).print(*tables, sep="\n")
 
 
-def _run_table(trainer: Trainer, objective: Objective) -> Table:
+def _run_table(trainer: Trainer, objective: Objective, changes: Mapping[str, str]) -> Table:
     table = Table(title="What took effect", show_header=False, title_justify="left")
     for name, value in _run_rows(trainer, objective):
         table.add_row(name, value)
+    if trainer.global_step:
+        table.add_row("resumed after step", str(trainer.global_step))
+    for name, change in changes.items():
+        table.add_row(f"changed: {name}", change)
     return table
 
 

@@ -1,10 +1,11 @@
-"""Logs the training loss every few steps, and stops the run if the loss is not finite.
+"""Logs the training loss every few steps.
 
 Logging inside each step takes longer than a step of a small model. So the objective only stores its values
 (`Objective.last_metrics`), and this callback averages them. It waits for the device only when it logs.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from vitmae.batch import Batch
-from vitmae.errors import UserError
 from vitmae.models.objective import as_objective
 
 
 class StepLog(Callback):
     """Logs ``train/<name>``, ``train/lr``, ``train/images_per_s`` and ``epoch`` every ``log_every_n_steps``.
 
-    The loss is that of the first rank. The speed counts the images of all ranks, and no time of validation.
+    The values are means over all ranks and over the steps since the last row; nan if a step among them was left out,
+    see `vitmae.training.safety`. The speed counts the images of all ranks, and no time of validation.
     """
 
     def __init__(self) -> None:
@@ -31,19 +32,24 @@ class StepLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._last_step = int(trainer.estimated_stepping_batches)
-        self._restart()
+        self._logged_step, self._last_step = trainer.global_step, int(trainer.estimated_stepping_batches)
+        self._restart_clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values since the last row: a resumed run logs the mean over all steps of its next row."""
+        return {"sums": self._sums, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self._sums, self._batches = dict(state_dict["sums"]), state_dict["batches"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Add up this step's values, and log their mean if it is due.
-
-        Raises:
-            UserError: a value is not finite.
-        """
-        for name, value in as_objective(pl_module).last_metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        """Add up this step's values, and log their mean if it is due."""
+        # at each step, not at each row: the first rank alone may save, and then holds the values of all
+        for name, value in mean_over_ranks(trainer, as_objective(pl_module).last_metrics).items():
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self._batches += 1
         self._images += len(batch.images)
         step = trainer.global_step
@@ -52,22 +58,26 @@ class StepLog(Callback):
         if step == self._logged_step or (step % every and not is_last):
             return
         values = {f"train/{name}": float(total) / self._batches for name, total in self._sums.items()}
-        if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
-            raise UserError(
-                f"the loss is not finite at step {step} ({values}): resume from the last checkpoint with a smaller "
-                "model.optimizer.base_lr, a longer model.optimizer.warmup_epochs or trainer.gradient_clip_val=1"
-            )
         values["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         values["train/images_per_s"] = self._images * trainer.world_size / (time.perf_counter() - self._since)
         values["epoch"] = trainer.current_epoch
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         self._logged_step = step
-        self._restart()
+        self._sums, self._batches = {}, 0
+        self._restart_clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock again: the time of a validation does not count."""
-        self._restart()
+        self._restart_clock()
 
-    def _restart(self) -> None:
-        self._sums, self._batches, self._images, self._since = {}, 0, 0, time.perf_counter()
+    def _restart_clock(self) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+
+def mean_over_ranks(trainer: Trainer, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The mean of each scalar over all ranks, in one collective; every rank calls it with the same names."""
+    if trainer.world_size == 1 or not values:
+        return values
+    means = trainer.strategy.reduce(torch.stack([value.float() for value in values.values()]), reduce_op="mean")
+    return dict(zip(values, means, strict=True))

@@ -8,6 +8,7 @@ import os
 import shlex
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -218,7 +219,8 @@ class Wandb(Logger):
         self._attempt(lambda run: run.finish(exit_code))
         import wandb
 
-        wandb.teardown()  # writes the rest of the log to the file
+        with suppress(Exception):  # wandb's process may be dead, and that is no fault of the run
+            wandb.teardown()  # writes the rest of the log to the file
         self._run = None
         if self._has_set_data_dir:  # the next run of this process has its own
             del os.environ["WANDB_DATA_DIR"]

@@ -33,8 +33,8 @@ class Match:
     Attributes:
         name: in the model, or in its backbone with `backbone.` before it.
         numel: how many values it has.
-        fate: loaded under its own name, or renamed; resampled; recomputed (fixed positions of another grid); or new,
-            which keeps the model's fresh values.
+        fate: loaded under its own name, or renamed; resampled; recomputed (fixed positions that the weights do not
+            have); or new, which keeps the model's fresh values.
         note: what was changed, or why it is new; may be empty.
         value: to be copied into the model; None: the model keeps its own.
     """
@@ -115,11 +115,10 @@ def _match_positions(
     if grid_size == backbone.grid_size:
         fate: Fate = _loaded_or_renamed(name, weights)
         note = ""
-    elif is_fixed and is_sincos(patches, grid_size):
-        return Match(name, here.numel(), "recomputed", f"fixed, {sizes}")
     else:
+        becomes_fixed = is_fixed and not is_sincos(patches, grid_size)
         patches = resample_positions(patches, grid_size, backbone.grid_size, 0)  # (1, N, D)
-        fate, note = "resampled", sizes + (", learned there and fixed from here on" if is_fixed else "")
+        fate, note = "resampled", sizes + (", learned there and fixed from here on" if becomes_fixed else "")
     prefix = patches.new_zeros(1, here.shape[1] - backbone.num_patches, here.shape[2])
     rows = min(num_prefix, prefix.shape[1])
     prefix[:, :rows] = old[:, :rows]  # a prefix token that has no position in the weights gets zero

@@ -7,6 +7,7 @@
 A path wins over a name.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,7 +16,8 @@ from pathlib import Path
 import timm
 
 from vitmae.errors import UserError
-from vitmae.tensor_files import SUFFIXES, read_file
+from vitmae.files import user_path
+from vitmae.tensor_files import SUFFIXES, read_file, refuse_nonfinite
 from vitmae.weights.formats import fair, google, hugging_face
 from vitmae.weights.formats import timm as timm_format
 from vitmae.weights.saved import as_weights, find_saved, from_checkpoint, read_saved
@@ -30,12 +32,14 @@ def read_weights(source: str, trust: Sequence[str] = ()) -> Weights:
         trust: further classes that this project's own files may build, see `vitmae.classes`.
 
     Raises:
-        UserError: it does not exist, cannot be downloaded, is damaged or unsafe, or holds no vision transformer.
+        UserError: it does not exist, cannot be downloaded, is damaged or unsafe, or holds NaN or no vision transformer.
     """
-    if not Path(source).expanduser().exists() and timm.is_model(source.removeprefix("timm/")):
+    if not os.path.exists(user_path(source)) and timm.is_model(source.removeprefix("timm/")):
         return timm_format.download(source)
     path = local(source)
-    return _read_folder(path, source, trust) if path.is_dir() else _read_file(path, source, trust)
+    weights = _read_folder(path, source, trust) if path.is_dir() else _read_file(path, source, trust)
+    refuse_nonfinite({weights.names[name]: tensor for name, tensor in weights.state.items()}, source)
+    return weights
 
 
 def local(source: str) -> Path:
@@ -44,11 +48,11 @@ def local(source: str) -> Path:
     Raises:
         UserError: there is no such path, or the repository cannot be downloaded.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = user_path(source)
+    if os.path.exists(path):
         return path
     name = source.removeprefix("hf-hub:")
-    parent_exists = "/" in source and path.parent.is_dir()  # runs/nope, where there is runs/
+    parent_exists = "/" in source and os.path.isdir(path.parent)  # runs/nope, where there is runs/
     is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(SUFFIXES) or parent_exists
     if not is_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return hugging_face.download(name)

@@ -8,25 +8,49 @@ Building calls the classes that the settings name, so settings that name others 
 refused.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from vitmae.backbones.backbone import Backbone
 from vitmae.centre_crop import kept_share
-from vitmae.classes import check_classes
+from vitmae.classes import check_classes, check_plain, unlisted_classes
 from vitmae.config import build, check_settings, locate
 from vitmae.errors import UserError
+from vitmae.limits import check_value
+from vitmae.plain_files import read_json
 from vitmae.runs.checkpoint_file import is_checkpoint, present_names, refuse_newer
-from vitmae.tensor_files import read_file, read_json
+from vitmae.runs.settings import check_types
+from vitmae.tensor_files import read_file, refuse_nonfinite
 from vitmae.tokens.patches import Size, pair
+from vitmae.weights.shapes import check_shapes
 from vitmae.weights.translation import Weights
 
 _CHECKPOINTS = ("best.ckpt", "last.ckpt")
+_NEEDED = {
+    "model": {"_target_", "optimizer"},
+    "model.optimizer": {"_target_"},
+    "backbone": {"_target_", "img_size", "in_chans"},
+}
+"""The settings without which no model can be built."""
+_FACTS: dict[str, Any] = {
+    "class_names": Sequence[str] | None,
+    "num_classes": Annotated[int, Ge(1)] | None,
+    "crop_pct": Annotated[float, Gt(0), Le(1)] | None,
+    "initial_weights": str | None,
+    "license": str | None,
+    "git_commit": str | None,
+    "metrics": Mapping[str, float] | None,
+    "what": Literal["encoder", "full"] | None,
+}
+"""The facts that are used, and what they must be."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +147,13 @@ def from_checkpoint(content: Mapping[str, Any], path: Path, trust: Sequence[str]
     if not is_checkpoint(content):
         return None
     refuse_newer(content.get("vitmae_format", 1), path)
-    facts = dict(content.get("vitmae_facts", {}))
+    facts = content.get("vitmae_facts")
+    facts = dict(facts) if isinstance(facts, Mapping) else {}
     run = path.resolve().parent.parent
     for name, file, key in (("metrics", "summary.json", "metrics"), ("git_commit", "environment.json", "git")):
-        if (run / file).is_file() and (value := read_json(run / file).get(key)):
+        if (run / file).is_file() and isinstance(value := read_json(run / file).get(key), Mapping):
             facts.setdefault(name, value.get("commit") if key == "git" else value)
-    settings = present_names(content.get("vitmae_config"))
-    return _checked(Saved(path, content.get("state_dict", {}), settings, facts), trust)
+    return _checked(path, content.get("state_dict"), content.get("vitmae_config"), facts, trust)
 
 
 def _read_bundle(folder: Path, trust: Sequence[str]) -> Saved:
@@ -137,24 +161,51 @@ def _read_bundle(folder: Path, trust: Sequence[str]) -> Saved:
     if "vitmae_format" not in about:
         raise UserError(f"{folder}/model.json is not that of a bundle of this project")
     refuse_newer(about["vitmae_format"], folder)
-    state = read_file(folder / "model.safetensors")
-    facts = {key: value for key, value in about.items() if key != "config"}
-    return _checked(Saved(folder, state, present_names(about.get("config")), facts), trust)
+    if about.get("sha256", hash_of(about)) != hash_of(about):
+        raise UserError(
+            f"{folder}/model.json is damaged: it does not have the SHA-256 that it states; get it again, or remove "
+            "the line sha256 if you have edited the file"
+        )
+    facts = {key: value for key, value in about.items() if key not in ("config", "sha256")}
+    return _checked(folder, read_file(folder / "model.safetensors"), about.get("config"), facts, trust)
 
 
-def _checked(saved: Saved, trust: Sequence[str]) -> Saved:
-    """Refuse what cannot be built, with the path in the message."""
-    settings = saved.settings if isinstance(saved.settings, Mapping) else {}
+def hash_of(about: Mapping[str, Any]) -> str:
+    """SHA-256 of what a bundle's model.json holds, except of this number itself."""
+    others = {key: value for key, value in about.items() if key != "sha256"}
+    return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(path: Path, state: Any, settings: Any, facts: Mapping[str, Any], trust: Sequence[str]) -> Saved:
+    """A saved model, under the present names of its classes.
+
+    Raises:
+        UserError: it cannot be built, or holds something else than it should.
+    """
+    if not isinstance(settings, Mapping) or not isinstance(state, Mapping):
+        raise UserError(f"{path} is damaged: its settings or its weights are missing; get it again")
+    check_plain(settings, path)
+    settings = present_names(settings)
     nodes = {part: settings.get(part) for part in ("model", "backbone")}
-    if not all(isinstance(node, Mapping) and "_target_" in node for node in nodes.values()):
-        raise UserError(f"{saved.path} is damaged: the settings of its model or backbone are missing; get it again")
-    if not {"mean", "std"} <= saved.state.keys():
-        raise UserError(f"{saved.path} is damaged: its weights are missing; get it again")
-    check_classes(nodes, saved.path, trust)
+    check_classes(nodes, path, trust)
+    optimizer = nodes["model"].get("optimizer") if isinstance(nodes["model"], Mapping) else None
+    for place, keys in _NEEDED.items():
+        node = optimizer if place == "model.optimizer" else nodes[place]
+        if not isinstance(node, Mapping) or not keys <= node.keys():
+            raise UserError(f"{path} is damaged: the settings of its {place} are missing; get it again")
+    if not {"mean", "std"} <= state.keys() or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path} is damaged: its weights are missing; get it again")
+    refuse_nonfinite(state, path)
+    saved = Saved(path, state, settings, facts)
     try:
+        check_types(settings)
+        for name, annotation in _FACTS.items():
+            check_value(name, facts.get(name), annotation)
         check_settings(nodes)
+        if not unlisted_classes(nodes):
+            check_shapes(state, settings, lambda: build_objective(saved))
     except UserError as error:
-        raise UserError(f"{saved.path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return saved
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitmae.config import locate
 from vitmae.errors import UserError, first_line
-from vitmae.tokens.patches import Size
+from vitmae.tokens.patches import Size, pair
 
 ENCODER = "backbone.vit."
 _ENCODER_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "blocks", "norm")
@@ -113,10 +113,11 @@ def without_prefix(tensors: Mapping[str, Any], landmark: str) -> dict[str, Any]:
     Returns:
         The tensors that have the prefix; empty if there is no landmark.
     """
-    prefix = next((name.removesuffix(landmark) for name in tensors if name.endswith(landmark)), None)
+    named = {name: tensor for name, tensor in tensors.items() if isinstance(name, str)}  # an optimiser counts from 0
+    prefix = next((name.removesuffix(landmark) for name in named if name.endswith(landmark)), None)
     if prefix is None:
         return {}
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
 
 
 def published_license(name: str) -> str | None:
@@ -127,6 +128,19 @@ def published_license(name: str) -> str | None:
 def is_commercial(license_name: str | None) -> bool | None:
     """Whether a licence allows commercial use; None if there is no licence."""
     return None if license_name is None else _NOT_COMMERCIAL.search(license_name.lower()) is None
+
+
+def stated_grid(name: str, image_size: Any, patch_size: Any) -> Size:
+    """The patch grid of the sizes that a file states.
+
+    Raises:
+        UserError: they are no sizes.
+    """
+    try:
+        (height, width), (patch_h, patch_w) = pair(image_size), pair(patch_size)
+        return int(height // patch_h), int(width // patch_w)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise unreadable(name, f"image_size={image_size} and patch_size={patch_size} are no sizes") from error
 
 
 def unreadable(name: str, expected: str) -> UserError:

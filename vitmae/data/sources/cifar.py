@@ -14,6 +14,7 @@ import torch
 
 from vitmae.data.splits import MemoryImages, Paths, Splits, Stats
 from vitmae.errors import UserError
+from vitmae.files import user_path
 from vitmae.limits import check_arguments
 
 log = logging.getLogger(__name__)
@@ -29,14 +30,15 @@ class CIFAR:
 
     Args:
         num_classes: 10 or 100.
+        download: whether to download it if it is not in `data.path`; a checkpoint never decides this.
     """
 
     @check_arguments("data.source")
-    def __init__(self, num_classes: Literal[10, 100]) -> None:
-        self.num_classes = num_classes
+    def __init__(self, num_classes: Literal[10, 100], download: bool = True) -> None:
+        self.num_classes, self.download = num_classes, download
 
     def load(self, path: Paths, img_size: tuple[int, int], in_chans: int) -> Splits:
-        """Load it, downloading it first if it is not in ``path``; there is no validation split.
+        """Load it, downloading it first if it is not in ``path`` and may be; there is no validation split.
 
         Raises:
             UserError: it is not in ``path`` and cannot be downloaded, or ``in_chans`` is not 3.
@@ -48,8 +50,11 @@ class CIFAR:
         from torchvision import datasets
 
         dataset: Any = datasets.CIFAR10 if self.num_classes == 10 else datasets.CIFAR100
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         if not (folder / dataset.base_folder).is_dir():
+            if not self.download:
+                name = f"CIFAR-{self.num_classes}"
+                raise UserError(f"data.path={path} does not hold {name}: set data.path, or data.source.download=true")
             self._download(dataset, folder)
         try:
             parts = [dataset(folder, train=train) for train in (True, False)]

@@ -5,12 +5,14 @@
     path/**/*.jpg, "photos/*.png", list.txt                   images without labels, to pre-train on
 
 A folder with images in fewer than two subfolders has no classes. A list has one path per line, relative to the folder
-of the list.
+of the list; lines that begin with # are comments.
 """
 
+import codecs
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -22,6 +24,9 @@ from vitmae.data.cache import digest
 from vitmae.data.decode import EXTENSIONS
 from vitmae.data.splits import EncodedImages, Paths, Splits
 from vitmae.errors import UserError
+from vitmae.files import as_line, match, open_file, reason_of, user_path, walk
+
+_log = logging.getLogger(__name__)
 
 SPLIT_NAMES = {  # names of the folder or file of a split
     "train": ("train", "training"),
@@ -48,23 +53,29 @@ class FileImages(EncodedImages):
         self.root, self.masks = root, masks
         self.has_masks = masks is not None
 
-    def name(self, index: int) -> str:
-        """The path."""
+    def path(self, index: int) -> str:
+        """The path, as the system knows it."""
         return os.fsdecode(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """The path as one line of text."""
+        return as_line(self.path(index))
 
     def open(self, index: int) -> BinaryIO:
         """The file."""
-        return open(self.paths[index], "rb")
+        return open_file(self.paths[index])
 
     def open_mask(self, index: int) -> BinaryIO:
         """The PNG file with the same relative path in the folder of masks."""
         if self.masks is None:
             raise UserError(f"{self.name(index)} has no per-pixel classes: set data.source.masks to their folder")
-        path = self.masks / os.path.relpath(Path(self.name(index)).with_suffix(".png"), self.root)
+        path = self.masks / os.path.relpath(Path(self.path(index)).with_suffix(".png"), self.root)
         try:
-            return path.open("rb")
-        except OSError:
-            raise UserError(f"{path} is missing: every image needs a mask of the same name") from None
+            return open_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{as_line(path)} is missing: every image needs a mask of the same name") from None
+        except OSError as error:
+            raise UserError(f"mask {as_line(path)} cannot be read ({reason_of(error)}): replace it") from error
 
     def fingerprint(self, sample: Sequence[int]) -> str:
         """Of all paths, and of the sizes and times of a sample of the files."""
@@ -91,8 +102,8 @@ class Folder:
     def __init__(self, masks: str | None = None, num_mask_classes: Annotated[int, Ge(2)] | None = None) -> None:
         if (masks is None) != (num_mask_classes is None):
             raise UserError("data.source.masks and data.source.num_mask_classes go together: set both")
-        self.masks = Path(masks).expanduser() if masks else None
-        if self.masks and not self.masks.is_dir():
+        self.masks = user_path(masks) if masks else None
+        if masks is not None and not os.path.isdir(self.masks or ""):
             raise UserError(f"data.source.masks={masks} is not a folder: give one with the subfolders of the images")
         self.num_mask_classes = num_mask_classes
 
@@ -109,7 +120,8 @@ class Folder:
         numbers = {name: number for number, name in enumerate(classes)}
         if classes:
             _refuse_empty_classes(Path(str(places["train"])), classes)
-        root = Path(path).expanduser() if isinstance(path, str) and not has_magic(path) else Path(os.curdir)
+        is_folder = isinstance(path, str) and os.path.isdir(user_path(path))
+        root = user_path(str(path)) if is_folder else Path(os.curdir)
         images = {}
         for split, files in listed.items():
             strangers = sorted(str(name or "") for name, _ in files if classes and name not in numbers)
@@ -147,9 +159,9 @@ def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
             raise UserError(f"data.path={dict(path)} must name train, may name val and test, and nothing else")
         return dict(path)
     if isinstance(path, str):
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         found = {
-            split: next((str(folder / name) for name in names if (folder / name).is_dir()), "")
+            split: next((str(folder / name) for name in names if os.path.isdir(folder / name)), "")
             for split, names in SPLIT_NAMES.items()
         }
         if found["train"]:
@@ -157,45 +169,89 @@ def split_places(path: Paths) -> dict[str, str | Sequence[str]]:
     return {"train": path}
 
 
+def require_place(place: str | Sequence[str]) -> None:
+    """Check that every path of a split is given and exists; a glob is checked when it is matched.
+
+    Raises:
+        UserError: a path is empty, missing, not reachable, or a pipe or device.
+    """
+    for one in [place] if isinstance(place, str) else place:
+        path = user_path(one)
+        if not one:
+            raise UserError("data.path has an empty path: point it at your images")
+        if has_magic(one) and not os.path.lexists(path):
+            continue
+        try:
+            os.stat(path)
+        except (OSError, ValueError) as error:  # ValueError: a NUL character
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise UserError(f"data.path={as_line(one)} does not exist: point it at your images") from None
+            raise UserError(
+                f"data.path={as_line(one)} cannot be opened ({reason_of(error)}): point it at your images"
+            ) from None
+        if not path.is_dir() and not path.is_file():
+            raise UserError(
+                f"data.path={as_line(one)} is a pipe or a device: give a folder of images, a glob or a list"
+            )
+    if not place:
+        raise UserError("data.path has an empty list: point it at your images")
+
+
 def _list_images(place: str | Sequence[str]) -> list[tuple[str | None, str]]:
     """The files of one split, each with the name of its class folder, or None."""
+    require_place(place)
     if not isinstance(place, str):
         return [(None, file) for one in place for _, file in _list_images(one)]
-    path = Path(place).expanduser()
+    path = user_path(place)
     if path.is_dir():
-        files = list(_walk(path))
-        nothing = f"no image below {path}: it is empty, or its files are none of {' '.join(sorted(EXTENSIONS))}"
-    elif has_magic(place):
-        files = [(None, file) for file in sorted(glob(str(path), recursive=True)) if _is_image(file)]
-        nothing = f"data.path={place} matches no image: mind the quotes, and ** for all folders below"
-    elif not path.exists():
-        raise UserError(f"data.path={place} does not exist: point it at your images")
-    elif path.suffix.lower() in {".txt", ".lst"}:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        files = [(None, str(path.parent / line)) for line in lines if line]
+        files = list(_list_folder(path))
+        nothing = (
+            f"no image below {as_line(path)}: it is empty, or its files are none of {' '.join(sorted(EXTENSIONS))}"
+        )
+    elif path.suffix.lower() in {".txt", ".lst"} and path.exists():
+        files = [(None, file) for file in _read_list(path)]
         nothing = f"data.path={place} lists no image: write one path on each line"
+    elif has_magic(place) and not path.exists():
+        files = [(None, file) for file in match(str(path), _is_image)]
+        nothing = f"data.path={place} matches no image: mind the quotes, and ** for all folders below"
     else:
-        raise UserError(f"data.path={place} is a file: give a folder of images, a glob or a .txt list")
+        raise UserError(f"data.path={as_line(place)} is a file: give a folder of images, a glob or a .txt list")
     if not files:
         raise UserError(nothing)
     return files
 
 
-def _walk(folder: Path) -> Iterator[tuple[str | None, str]]:
+def _list_folder(folder: Path) -> Iterator[tuple[str | None, str]]:
     """All images below a folder in the order of their names, each with the name of its subfolder, or None."""
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        below = os.path.relpath(directory, folder)
-        label = None if below == os.curdir else below.split(os.sep)[0]
-        for name in sorted(names):
-            if _is_image(name):
-                yield label, os.path.join(directory, name)
+    for below, names in walk(folder, _is_image):
+        label = as_line(below.split(os.sep)[0]) if below else None
+        directory = os.path.join(folder, below)
+        for name in names:
+            yield label, os.path.join(directory, name)
+
+
+def _read_list(path: Path) -> list[str]:
+    """The paths in a text file, each once; they may have any bytes that the names of files have."""
+    with open_file(path) as file:
+        text = file.read().removeprefix(codecs.BOM_UTF8)
+    if b"\0" in text:
+        raise UserError(
+            f"data.path={as_line(path)} holds NUL bytes, so it is no list of paths: "
+            "save it as UTF-8, with one path on each line"
+        )
+    lines = [os.fsdecode(line.strip()) for line in text.splitlines()]
+    listed = [str(path.parent / line) for line in lines if line and not line.startswith("#")]
+    files = list(dict.fromkeys(listed))
+    if len(files) < len(listed):
+        _log.warning("%s names %d images more than once: each is read once", as_line(path), len(listed) - len(files))
+    return files
 
 
 def _refuse_empty_classes(folder: Path, classes: Sequence[str]) -> None:
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in classes:
-            raise UserError(f"class folder {entry} holds no image: fill it or remove it")
+    for entry in sorted(user_path(folder).iterdir()):
+        if os.path.isdir(entry) and not entry.name.startswith(".") and as_line(entry.name) not in classes:
+            what = "links to a folder that is empty or listed already" if entry.is_symlink() else "holds no image"
+            raise UserError(f"class folder {as_line(entry)} {what}: fill it or remove it")
 
 
 def _is_image(path: str) -> bool:

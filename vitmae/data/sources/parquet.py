@@ -7,17 +7,15 @@ Tables of up to 2 GiB are in memory, encoded. Larger ones are copied once to the
 workers and ranks map into memory, because Parquet has no random access.
 """
 
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from glob import glob, has_magic
+from glob import has_magic
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -25,9 +23,11 @@ from torch import Tensor
 
 from vitmae.atomic import atomic_replace
 from vitmae.data.cache import cache_dir, digest
-from vitmae.data.sources.folder import SPLIT_NAMES, split_places
+from vitmae.data.parquet_labels import class_names, class_numbers, read_labels, reading
+from vitmae.data.sources.folder import SPLIT_NAMES, require_place, split_places
 from vitmae.data.splits import EncodedImages, Paths, Splits
 from vitmae.errors import UserError
+from vitmae.files import match, open_file, user_path, walk
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ParquetImages(EncodedImages):
         super().__init__(labels)
         self.files, self.column = files, column
         self._large = sum(file.stat().st_size for file in files) > LARGEST_IN_MEMORY
-        self._bytes = self._map() if self._large else pa.chunked_array(self._batches())
+        self._bytes = self._map() if self._large else pa.chunked_array(self._batches(), pa.large_binary())
 
     def name(self, index: int) -> str:
         """The row, counted over all files."""
@@ -72,9 +72,10 @@ class ParquetImages(EncodedImages):
     def _batches(self) -> Iterator[Any]:
         """The encoded images, batch by batch."""
         for file in self.files:
-            for batch in pq.ParquetFile(file).iter_batches(columns=[self.column]):
-                images = batch.column(0)
-                yield (images.field("bytes") if pa.types.is_struct(images.type) else images).cast(pa.large_binary())
+            with reading(file):
+                for batch in pq.ParquetFile(file).iter_batches(columns=[self.column]):
+                    images = batch.column(0)
+                    yield (images.field("bytes") if pa.types.is_struct(images.type) else images).cast(pa.large_binary())
 
     def _map(self) -> Any:
         """The same, mapped from the cache; the first time it is written there."""
@@ -128,31 +129,32 @@ class Parquet:
                 f"{', '.join(schema.names)}: set data.source.image_column"
             )
         label_column = _pick(schema, self.label_column, _LABEL_COLUMNS, "label", files["train"][0])
-        classes: tuple[str, ...] | None = None
+        classes: tuple[str, ...] = ()
         images = {}
         for split, some in files.items():
-            values = _column(some, label_column) if label_column else None
-            if values is None:
-                labels = torch.full((sum(pq.ParquetFile(file).metadata.num_rows for file in some),), -1)
-            else:
-                if classes is None:
-                    classes = _class_names(schema, str(label_column), values)
-                labels = _numbers(values, classes, split)
+            count = sum(_check_table(file, image_column, label_column) for file in some)
+            if not count:
+                raise UserError(f"the {split} table {some[0]} has no row: give one with images")
+            labels = torch.full((count,), -1)
+            if label_column is not None:
+                values, place = read_labels(some, label_column), f"column {label_column} of the {split} table {some[0]}"
+                if split == "train":
+                    classes = class_names(schema, label_column, values, place)
+                labels = class_numbers(values, classes, place)
             images[split] = ParquetImages(some, image_column, labels)
-        return Splits(images["train"], images.get("val"), images.get("test"), classes)
+        return Splits(images["train"], images.get("val"), images.get("test"), classes or None)
 
 
 def _find(place: str | Sequence[str]) -> list[Path]:
     """The Parquet files of a file, folder, glob, or several of these."""
+    require_place(place)
     if not isinstance(place, str):
         return [file for one in place for file in _find(one)]
-    path = Path(place).expanduser()
+    path = user_path(place)
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-    elif has_magic(place):
-        files = [Path(file) for file in sorted(glob(str(path), recursive=True))]
-    elif not path.exists():
-        raise UserError(f"data.path={place} does not exist: point it at your Parquet files")
+        files = sorted(path / below / name for below, names in walk(path, _is_table) for name in names)
+    elif has_magic(place) and not path.exists():
+        files = [Path(file) for file in match(str(path), lambda name: True)]
     else:
         files = [path]
     if not files:
@@ -180,11 +182,13 @@ def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:
     return {split: shared[split] for split in SPLIT_NAMES if split in shared}
 
 
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(".parquet") and not name.startswith(".")
+
+
 def _schema(file: Path) -> Any:
-    try:
+    with reading(file), open_file(file):  # refuses a pipe, which would never end
         return pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is not a Parquet file ({str(error).splitlines()[0]}): check data.path") from None
 
 
 def _pick(schema: Any, given: str | None, usual: Sequence[str], role: str, file: Path) -> str | None:
@@ -194,35 +198,25 @@ def _pick(schema: Any, given: str | None, usual: Sequence[str], role: str, file:
     return given or next((name for name in usual if name in schema.names), None)
 
 
-def _column(files: Sequence[Path], name: str) -> Any:
-    try:
-        return pa.chunked_array([chunk for file in files for chunk in pq.read_table(file, columns=[name])[name].chunks])
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(f"column {name} of {files[0]}: {str(error).splitlines()[0]}") from None
+def _check_table(file: Path, image_column: str, label_column: str | None) -> int:
+    """Check the columns of a table; return the number of its rows.
 
-
-def _class_names(schema: Any, column: str, values: Any) -> tuple[str, ...]:
-    """The class names in the hub's part of the schema; without them, the labels themselves."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
-    if names:
-        return tuple(names)
-    distinct = values.unique().drop_null().to_pylist()
-    if all(isinstance(value, int) for value in distinct):
-        return tuple(str(number) for number in range(max(distinct, default=-1) + 1))
-    return tuple(sorted(map(str, distinct)))
-
-
-def _numbers(values: Any, classes: Sequence[str], split: str) -> Tensor:
-    """Labels as class numbers: (N,) int64, -1 for an image without a label."""
-    if pa.types.is_integer(values.type):
-        numbers = values.fill_null(-1).to_numpy().astype(np.int64)
-    else:
-        known = {name: number for number, name in enumerate(classes)} | {"None": -1}
-        numbers = np.array([known.get(str(value), len(classes)) for value in values.to_pylist()], np.int64)
-    if numbers.max(initial=-1) >= len(classes):
+    Raises:
+        UserError: a column is missing or of another type, or the file is damaged.
+    """
+    schema = _schema(file)
+    for name in filter(None, (image_column, label_column)):
+        if schema.names.count(name) != 1:
+            raise UserError(
+                f"{file} has {schema.names.count(name)} columns {name}, but {', '.join(schema.names)}: "
+                "all tables must have the same columns, each once"
+            )
+    kind = schema.field(image_column).type
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_fixed_size_binary(inner)):
         raise UserError(
-            f"the {split} table has a class that is not among the {len(classes)} training classes: "
-            "add training images of it, or remove it"
+            f"column {image_column} of {file} holds {kind}: must hold image files as binary or as a struct with bytes: "
+            "set data.source.image_column"
         )
-    return torch.from_numpy(numbers)
+    with reading(file):
+        return int(pq.ParquetFile(file).metadata.num_rows)

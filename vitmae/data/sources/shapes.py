@@ -13,7 +13,7 @@ from math import pi
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from vitmae.data.splits import Paths, RenderedImages, Splits, Stats
@@ -23,7 +23,7 @@ from vitmae.randomness import fold, fold_each, fold_indices, uniform
 
 CLASSES = ("disc", "ring", "half disc", "crescent", "triangle", "square", "cross", "star")
 
-Count = Annotated[int, Ge(len(CLASSES))]
+Count = Annotated[int, Ge(len(CLASSES)), Le(10**8)]
 """Of the images of a split, which has each class once or more."""
 
 _PIECE = 64  # images drawn at once: their planes fit the processor's cache

@@ -2,7 +2,7 @@
 
     model.safetensors   the weights
     model.json          architecture, grid, channels, mean and std, objective, target, class names, licence, metrics,
-                        code version, settings
+                        code version, settings, and the SHA-256 of all this
     README.md           the model card, with the hub's metadata
 
 `vitmae.load` opens it, and so does every command that takes a checkpoint.
@@ -12,11 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from vitmae.runs.checkpoint_file import FORMAT
+from vitmae.tensor_files import write_safetensors
 from vitmae.weights.model_card import model_card
-from vitmae.weights.saved import Saved
+from vitmae.weights.saved import Saved, hash_of
 
 
 def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
@@ -32,11 +31,9 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
     state = saved.state
     if what == "encoder":
         state = {name: t for name, t in state.items() if name.startswith("backbone.") or name in ("mean", "std")}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_safetensors(state, folder / "model.safetensors")
+    about = json.loads(json.dumps(about))  # as it will be read
+    about["sha256"] = hash_of(about)
     (folder / "README.md").write_text(model_card(about), encoding="utf-8")
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vitmae.errors import UserError
-from vitmae.tensor_files import read_file, read_json
-from vitmae.tokens.patches import pair
+from vitmae.plain_files import read_json
+from vitmae.tensor_files import read_file, write_safetensors
 from vitmae.weights.formats.plain_vit import cannot_hold, require_encoder_only, require_plain_vit
 from vitmae.weights.saved import Saved
 from vitmae.weights.translation import (
@@ -27,6 +26,7 @@ from vitmae.weights.translation import (
     not_fetched,
     published_license,
     rename_start,
+    stated_grid,
     translate,
     unreadable,
 )
@@ -109,18 +109,17 @@ def read_folder(folder: Path, name: str) -> Weights:
         raise unreadable(name, f"it has no {_LANDMARK}")
     state, names, unknown = translate(_fuse(tensors), _from_hub)
     names = {ours: re.sub(r"\.qkv\.", ".{query,key,value}.", theirs) for ours, theirs in names.items()}
-    architecture = (config.get("architectures") or ["ViTMAEForPreTraining" if kind == "vit_mae" else "ViTModel"])[0]
+    named, usual = config.get("architectures"), "ViTMAEForPreTraining" if kind == "vit_mae" else "ViTModel"
     origin = f"{name} {config.get('_name_or_path', '')}"
     eps = config.get("layer_norm_eps", 1e-12)
     notes = () if eps == 1e-6 else (f"layer norms have eps {eps} there and 1e-6 here: outputs differ by about 1e-6",)
-    (height, width), (patch_h, patch_w) = pair(config.get("image_size", 224)), pair(config.get("patch_size", 16))
     return Weights(
         name,
-        f"Hugging Face {architecture}",
+        f"Hugging Face {named[0] if isinstance(named, list) and named else usual}",
         state,
         names,
         unknown,
-        (height // patch_h, width // patch_w),
+        stated_grid(name, config.get("image_size", 224), config.get("patch_size", 16)),
         published_license(origin) or _card_license(folder),
         notes,
     )
@@ -181,7 +180,10 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
     if file.suffix != ".json":
         return read_file(file)
     tensors: dict[str, Any] = {}
-    for part in sorted(set(read_json(file).get("weight_map", {}).values())):
+    parts = read_json(file).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise UserError(f"{file} is damaged: its weight_map must name files; get it again")
+    for part in sorted(set(parts.values())):
         if Path(part).name != part:
             raise UserError(f"{file} names a file outside of its folder: {part}")
         tensors |= read_file(folder / part)
@@ -230,7 +232,7 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
             before = "vit." if architecture != "ViTModel" and name.startswith(ENCODER) else ""
             tensors |= _split(before + _to_hub(name), tensor)
     config = _config(objective, saved, architecture)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(tensors, folder / "model.safetensors")
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(objective), indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vitmae.errors import UserError
-from vitmae.tensor_files import read_file, read_json
+from vitmae.plain_files import read_json
+from vitmae.tensor_files import read_file, write_safetensors
 from vitmae.tokens.patches import Size, pair
 from vitmae.weights.formats.plain_vit import require_encoder_only, require_timm_vit
 from vitmae.weights.saved import Saved
@@ -77,19 +77,29 @@ def read_folder(folder: Path, name: str) -> Weights | None:
     file = next((file for file in files if file.exists()), None)
     if file is None:
         raise UserError(f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin beside it")
-    architecture, about = config["architecture"], config.get("pretrained_cfg", {})
-    grid_size = _grid(architecture, config.get("model_args", {}))
+    architecture, about = config["architecture"], config.get("pretrained_cfg")
+    grid_size = _grid(architecture, config.get("model_args"))
     tensors = without_prefix(read_file(file), LANDMARK)
-    return _weights(name, f"timm {architecture}", tensors, grid_size, about.get("license"))
+    license_name = about.get("license") if isinstance(about, Mapping) else None
+    license_name = license_name if isinstance(license_name, str) else None
+    return _weights(name, f"timm {architecture}", tensors, grid_size, license_name)
 
 
-def _grid(architecture: str, arguments: Mapping[str, Any]) -> Size | None:
-    """The patch grid of a model, which is built on the meta device to ask it; None if timm cannot build it."""
+def _grid(architecture: Any, arguments: Any) -> Size | None:
+    """The patch grid of a model, which is built on the meta device to ask it; None if timm cannot build it.
+
+    timm also takes names that it downloads or reads elsewhere (`hf-hub:`, `local-dir:`) and arguments that name files
+    (`checkpoint_path`, `pretrained`). A file decides neither: only a model of timm is built, with sizes alone.
+    """
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        return None
+    given = arguments if isinstance(arguments, Mapping) else {}
+    sizes = {key: given[key] for key in ("img_size", "patch_size") if given.get(key) is not None}
     try:
         with torch.device("meta"):
-            embed: Any = timm.create_model(architecture, **arguments).patch_embed
+            embed: Any = timm.create_model(architecture, pretrained=False, **sizes).patch_embed
         return pair(embed.grid_size)
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+    except (ArithmeticError, AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
         return None
 
 
@@ -159,5 +169,5 @@ def write(objective: Any, saved: Saved, what: str, folder: Path) -> None:
         config["label_names"] = list(saved.facts["class_names"])
     if saved.facts.get("license"):
         config["pretrained_cfg"]["license"] = saved.facts["license"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
