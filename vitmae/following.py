@@ -1,4 +1,4 @@
-"""The ranks of a training run follow the first: the words that Hydra reads on each rank.
+"""The words that Hydra reads on each rank of a training run: the other ranks follow the first.
 
 first rank       the user's words; it makes the directory, and saves the settings and the checkpoint in it
 another rank     none of the user's settings, but those that the first rank has saved: no rank looks for a
@@ -9,19 +9,66 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from vitmae.composition import split_arguments, store_settings
+from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
 from vitmae.errors import UserError
 from vitmae.lease import take
 from vitmae.runs.agreement import Agreement, decided_settings
 from vitmae.runs.directory import lease_of
 from vitmae.runs.exit import short
-from vitmae.runs.launch import Launch
+from vitmae.runs.launch import Launch, current_launch
+from vitmae.runs.resume import find_resumption
 
-RESUMED = "resumed_run"
+_RESUMED = "resumed_run"
 """The name under which Hydra finds saved settings."""
+_SWEEP = {"-m", "--multirun"}
 
 
-def follow(arguments: list[str], launch: Launch) -> list[str]:
+def words_for_hydra(arguments: list[str]) -> list[str]:
+    """The words that Hydra reads: of the first rank its own, with `ckpt=` looked up; of another what the first decided.
+
+    Raises:
+        UserError: see `find_resumption`; several ranks cannot sweep; another process writes to the directory.
+    """
+    launch = current_launch()
+    if launch.rank > 0:
+        return _follow(arguments, launch)
+    if launch.separate and _SWEEP & set(arguments):
+        raise UserError("-m: srun or torchrun has started several processes: start a sweep as one, which starts others")
+    words = _resume(arguments)
+    _take_named_directory(words)
+    return words
+
+
+def _resume(arguments: list[str]) -> list[str]:
+    """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run.
+
+    For a run that ended before its first checkpoint, it is the path of the run's directory.
+
+    Raises:
+        UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
+    """
+    flags, overrides = split_arguments(arguments)
+    ckpt = _value_of("ckpt", overrides)
+    if not any(word.startswith("ckpt=") for word in overrides) or ckpt == "null":
+        return arguments
+    if not ckpt:
+        raise UserError(
+            "ckpt= is empty: name a run directory or a checkpoint, last or best; leave it out to start a run"
+        )
+    if _SWEEP & set(flags):
+        raise UserError("-m: ckpt= resumes one run, which cannot be swept: leave -m or ckpt= out")
+    others = [override for override in overrides if not override.startswith("ckpt=")]
+    runs = Path(_value_of("runs", overrides) or "runs")
+    resumption = find_resumption(ckpt, runs, others, trusted_names(overrides))
+    store_settings(_RESUMED, resumption.settings)
+    place = []
+    if resumption.directory is not None:
+        place = [quoted(f"hydra.run.dir={resumption.directory}"), "hydra.output_subdir=null"]
+    checkpoint = quoted(f"ckpt={resumption.checkpoint or resumption.directory}")
+    return [*flags, f"--config-name={_RESUMED}", checkpoint, *resumption.overrides, *place]
+
+
+def _follow(arguments: list[str], launch: Launch) -> list[str]:
     """The words of another rank than the first: the directory and the settings come from the first, which saved them.
 
     Raises:
@@ -30,16 +77,16 @@ def follow(arguments: list[str], launch: Launch) -> list[str]:
     flags, overrides = split_arguments(arguments)
     if launch.separate:
         directory = str(agreement(launch, overrides).ask())
-    elif (directory := value_of("hydra.run.dir", overrides)) == "":
+    elif (directory := _value_of("hydra.run.dir", overrides)) == "":
         raise UserError(f"the environment says rank {launch.rank}: start several processes with srun or torchrun")
-    store_settings(RESUMED, decided_settings(Path(directory)))
+    store_settings(_RESUMED, decided_settings(Path(directory)))
     of_hydra = [override for override in overrides if override.startswith("hydra.")]
-    return [*flags, f"--config-name={RESUMED}", *of_hydra, f"hydra.run.dir='{directory}'"]
+    return [*flags, f"--config-name={_RESUMED}", *of_hydra, f"hydra.run.dir='{directory}'"]
 
 
 def agreement(launch: Launch, overrides: Sequence[str]) -> Agreement:
     """How the ranks of this start agree: all processes with one command line meet in the folder of all runs."""
-    return _agreement(launch, value_of("runs", overrides))
+    return _agreement(launch, _value_of("runs", overrides))
 
 
 @cache
@@ -47,14 +94,14 @@ def _agreement(launch: Launch, runs: str) -> Agreement:
     return Agreement(launch, Path(runs or "runs").absolute())
 
 
-def take_named_directory(arguments: Sequence[str]) -> None:
+def _take_named_directory(arguments: Sequence[str]) -> None:
     """Take the run directory that a command line names, before Hydra writes to it; a new one need not be taken yet.
 
     Raises:
         UserError: another process writes there.
     """
     flags, overrides = split_arguments(arguments)
-    named = value_of("hydra.run.dir", overrides)
+    named = _value_of("hydra.run.dir", overrides)
     starts_run = all(flag.startswith(("--config-", "-c")) or not flag.startswith("-") for flag in flags)
     if named and "${" not in named and starts_run:
         directory = Path(named).absolute()
@@ -62,7 +109,7 @@ def take_named_directory(arguments: Sequence[str]) -> None:
         take(lease_of(directory, 0), str(short(directory)))
 
 
-def value_of(key: str, overrides: Sequence[str]) -> str:
+def _value_of(key: str, overrides: Sequence[str]) -> str:
     """The last value that the command line gives a setting, as text; empty if it gives none."""
     values = [override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")]
     return values[-1].strip("'\"") if values else ""

@@ -18,20 +18,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vitmae.command import command
-from vitmae.composition import compose, quoted, split_arguments, store_settings, trusted_names
+from vitmae.composition import compose, split_arguments
 from vitmae.config import build, locate, resolved
 from vitmae.errors import UserError
-from vitmae.following import RESUMED, agreement, follow, take_named_directory, value_of
+from vitmae.following import agreement, words_for_hydra
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
 from vitmae.runs.launch import current_launch
 from vitmae.runs.ranks import cause_first, taking_part, watching_others
-from vitmae.runs.resume import find_resumption
 from vitmae.runs.settings import require_all
 from vitmae.runs.start import Start, find_start
 from vitmae.runs.sweep import report_sweep
 
-_SWEEP = {"-m", "--multirun"}
 _log = logging.getLogger(__name__)
 
 
@@ -241,51 +239,6 @@ def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
             _log.info("%-24s %s", name, short(path))
 
 
-def prepare(arguments: list[str]) -> list[str]:
-    """The words that Hydra reads: for the first rank those of `resume`; for another rank what the first has decided.
-
-    Raises:
-        UserError: see `resume` and `follow`; several ranks cannot sweep; another process writes to the directory.
-    """
-    launch = current_launch()
-    if launch.rank > 0:
-        return follow(arguments, launch)
-    if launch.separate and _SWEEP & set(arguments):
-        raise UserError("-m: srun or torchrun has started several processes: start a sweep as one, which starts others")
-    words = resume(arguments)
-    take_named_directory(words)
-    return words
-
-
-def resume(arguments: list[str]) -> list[str]:
-    """Replace `ckpt=last|best|PATH` by the path of the checkpoint, and the defaults by the settings of its run.
-
-    For a run that ended before its first checkpoint, it is the path of the run's directory.
-
-    Raises:
-        UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
-    """
-    flags, overrides = split_arguments(arguments)
-    ckpt = value_of("ckpt", overrides)
-    if not any(word.startswith("ckpt=") for word in overrides) or ckpt == "null":
-        return arguments
-    if not ckpt:
-        raise UserError(
-            "ckpt= is empty: name a run directory or a checkpoint, last or best; leave it out to start a run"
-        )
-    if _SWEEP & set(flags):
-        raise UserError("-m: ckpt= resumes one run, which cannot be swept: leave -m or ckpt= out")
-    others = [override for override in overrides if not override.startswith("ckpt=")]
-    runs = Path(value_of("runs", overrides) or "runs")
-    resumption = find_resumption(ckpt, runs, others, trusted_names(overrides))
-    store_settings(RESUMED, resumption.settings)
-    place = []
-    if resumption.directory is not None:
-        place = [quoted(f"hydra.run.dir={resumption.directory}"), "hydra.output_subdir=null"]
-    checkpoint = quoted(f"ckpt={resumption.checkpoint or resumption.directory}")
-    return [*flags, f"--config-name={RESUMED}", checkpoint, *resumption.overrides, *place]
-
-
 def check_jobs(jobs: list[list[str]]) -> None:
     """Check the runs of a sweep before the first one starts.
 
@@ -305,7 +258,7 @@ def check_jobs(jobs: list[list[str]]) -> None:
             raise UserError(f"job {number} of the sweep: {error}") from error
 
 
-_main = command(train, prepare=prepare, check_sweep=check_jobs, end_sweep=report_sweep)
+_main = command(train, prepare=words_for_hydra, check_sweep=check_jobs, end_sweep=report_sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
