@@ -66,7 +66,7 @@ def jobs(inputs: Path) -> list[Job]:
         Job("embed", _command("embed", run, f"images={photos}", "batch_size=16", out="out.parquet"), _table),
         Job("prepare", _command("prepare", f"src={photos}", "short_side=32", dst="copy"), _files),
         Job("evaluate", _command("evaluate", run, "probe=[knn,linear]", features="features", out="out.json"), _scores),
-        Job("compare", _command("compare", *comparison, *_TRAIN, out="comparison"), _report),
+        Job("compare", _command("compare", *comparison, *_TRAIN, "trainer.max_epochs=1", out="comparison"), _report),
         Job("sweep", _command("train", "-m", *_TRAIN, "model.mask_ratio=0.5,0.75", runs="runs"), _sweep),
     ]
 
