@@ -111,7 +111,9 @@ def command(
         except Interrupted:
             raise
         except SystemExit as end:  # after --help, or after an interrupted run, which also ends a sweep
-            codes.append(end.code if isinstance(end.code, int) else 0)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
         finally:
             directory = _sweep_directory()
             if end_sweep is not None and directory is not None:

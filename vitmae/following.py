@@ -1,8 +1,9 @@
 """The words that Hydra reads on each rank of a training run: the other ranks follow the first.
 
 first rank       the user's words; it makes the directory, and saves the settings and the checkpoint in it
-another rank     none of the user's settings, but those that the first rank has saved: no rank looks for a
-checkpoint or composes settings by itself, so ranks cannot disagree
+another rank     none of the user's settings, but those that the first rank has saved
+
+No other rank looks for a checkpoint or composes settings by itself, so ranks cannot disagree.
 """
 
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def _take_named_directory(arguments: Sequence[str]) -> None:
     """
     flags, overrides = split_arguments(arguments)
     named = _value_of("hydra.run.dir", overrides)
-    starts_run = all(flag.startswith(("--config-", "-c")) or not flag.startswith("-") for flag in flags)
+    starts_run = all(flag.startswith(("--config-", "-cn", "-cp", "-cd")) or not flag.startswith("-") for flag in flags)
     if named and "${" not in named and starts_run:
         directory = Path(named).absolute()
         directory.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from lightning import Trainer
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED, ABORTED = 75, 130
@@ -190,10 +187,6 @@ class Interruption:
         if not self._is_raised:
             self.check()
 
-    def is_agreed(self, trainer: "Trainer") -> bool:
-        """Whether a signal stops any rank; a collective: every rank calls it and gets the same answer."""
-        return trainer.strategy.reduce_boolean_decision(self.is_requested, all=False)
-
     # -- the main thread does not answer ---------------------------------------------------------------------------
 
     @contextmanager
@@ -222,7 +215,8 @@ class Interruption:
         import multiprocessing
 
         for say in reversed(self._last_words):
-            say()
+            with suppress(Exception):  # the disk may be full
+                say()
         for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(self.code)

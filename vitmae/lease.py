@@ -66,18 +66,16 @@ class Holder:
 
 def start_of(pid: int) -> str | None:
     """When a process of this machine started, in kernel ticks: None if it has ended, "" if the system hides it."""
-    if not Path("/proc/self/stat").exists():
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended, or the system hides it
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return None
         except PermissionError:  # it belongs to another user
-            return ""
+            pass
         return ""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
     return None if fields[0] in "ZX" else fields[19]  # Z: killed, but its parent has not read its exit code yet
 
 
@@ -112,7 +110,7 @@ class Watch:
         if text is None or text != self._text:
             return "free"
         if self.holder is not None and self.holder.machine == _machine():
-            return "held" if start_of(self.holder.pid) == self.holder.started else "dead"
+            return "held" if start_of(self.holder.pid) in ("", self.holder.started) else "dead"
         if touched != self._touched:
             self._touched, self._since = touched, time.monotonic()
             return "held"
@@ -126,7 +124,12 @@ class Watch:
         except FileNotFoundError:
             return
         if aside.read_text() != self._text:  # another process has taken it away before, and has its own lease here
-            os.replace(aside, self._file)
+            try:
+                os.link(aside, self._file)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(aside, self._file)
         aside.unlink(missing_ok=True)
 
 
@@ -182,16 +185,19 @@ def holding(file: Path, what: str) -> Iterator[None]:
                     os._exit(1)
                 os.utime(file)
             except FileNotFoundError:  # somebody has removed it
-                with suppress(FileExistsError), open(file, "x") as handle:
-                    handle.write(text)
+                if not ended.is_set():
+                    with suppress(OSError), open(file, "x") as handle:
+                        handle.write(text)
             except OSError:  # the file system is away: try again
                 continue
 
-    threading.Thread(target=beat, daemon=True, name="lease").start()
+    beating = threading.Thread(target=beat, daemon=True, name="lease")
+    beating.start()
     try:
         yield
     finally:
         ended.set()
+        beating.join(timeout=1.0)
         give_back(file)
 
 

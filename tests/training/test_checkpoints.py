@@ -81,6 +81,14 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
     assert best["global_step"] == best_step != read_checkpoint(run.last)["global_step"]
 
 
+def test_a_run_that_resumes_from_its_best_keeps_it(tmp_path):
+    run = new_run(tmp_path)
+    train(run, 1, max_epochs=2, val_check_interval=2)
+    best = read_checkpoint(run.best)["global_step"]
+    train(run, 1000, ckpt=run.best, max_steps=best + 1, max_epochs=-1, limit_val_batches=0)
+    assert read_checkpoint(run.best)["global_step"] == best
+
+
 def test_what_is_validated_before_the_first_step_is_no_best(tmp_path):
     run, objective = new_run(tmp_path), Weights()
     checkpoints = Checkpoints(run, objective.monitor, 1000, SETTINGS)

@@ -15,6 +15,7 @@ from vitmae.training import safety as module
 from vitmae.training.averaging import WeightAverage
 from vitmae.training.checkpoints import Checkpoints
 from vitmae.training.safety import MOST_SKIPPED, Safety, all_finite
+from vitmae.training.step_log import StepLog
 
 pytestmark = QUIET
 
@@ -112,6 +113,20 @@ def test_in_an_accumulated_step_every_loss_counts(tmp_path):
     run, _, _, error = fit(tmp_path, {3}, accumulate_grad_batches=2)  # the first of the second step
     assert "step 2: the loss is nan" in error
     assert len(read_checkpoint(run.path / "nonfinite" / "step2.ckpt")["batches"][0]) == 2
+
+
+def test_a_checkpoint_that_is_saved_after_a_skipped_step_can_be_read(tmp_path):
+    """The running mean of the loss is nan then, and a tensor that is nan is refused on reading."""
+
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 4:
+                raise UserError("stop")
+
+    run, *_ = fit(tmp_path, {3}, "skip", logger=Kept(), callbacks=[StepLog(), Stop()], log_every_n_steps=5)
+    saved = read_checkpoint(run.last)
+    assert saved["global_step"] == 4
+    assert math.isnan(saved["callbacks"]["StepLog"]["sums"]["loss"])
 
 
 @pytest.mark.parametrize("every", [1, 1000])

@@ -201,8 +201,9 @@ def _arguments(job: Job) -> list[str]:
     if job.command_name == "evaluate" or not job.place.exists():
         return job.arguments
     if (job.place / "checkpoints" / "last.ckpt").exists():
-        accounts = [override for override in job.overrides if override.partition("=")[0].endswith(".entity")]
-        return [*job.own_code, f"ckpt={job.place}", *accounts]  # see vitmae.runs.reach
+        keys = {override: override.lstrip("+").partition("=")[0] for override in job.overrides}
+        reaching = [word.lstrip("+") for word, key in keys.items() if key.endswith(".entity") or key[:8] == "trainer."]
+        return [*job.own_code, f"ckpt={job.place}", *reaching]  # see vitmae.runs.reach
     number = 1
     while (aside := job.place.with_name(f"{job.place.name}.stopped{number}")).exists():
         number += 1

@@ -59,9 +59,8 @@ class Agreement:
         if self.is_settled:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for file in self._folder.iterdir():  # of an earlier attempt; a rank that is waiting now asks again
-            if file.suffix != ".end":
-                file.unlink(missing_ok=True)
+        for file in (self._answer, *self._folder.glob("*.question")):  # of an earlier attempt; who waits now asks again
+            file.unlink(missing_ok=True)
         answered: dict[str, str] = {}
         end = time.monotonic() + limit_s
         while True:
@@ -99,9 +98,10 @@ class Agreement:
             with suppress(LostRank, Interrupted):
                 self.answer({"code": code}, _END_S)
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._folder / f"rank{self._launch.rank}.end", durable=False) as file:
-            file.write(f"{code} {self._launch.attempt}".encode())
+        with suppress(FileNotFoundError):  # the first rank has agreed with the others, and removes the folder
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self._folder / f"rank{self._launch.rank}.end", durable=False) as file:
+                file.write(f"{code} {self._launch.attempt}".encode())
         (self._folder / f"rank{self._launch.rank}.question").unlink(missing_ok=True)
 
     def ask(self, limit_s: float = LIMIT_S) -> Path:
@@ -112,6 +112,7 @@ class Agreement:
             SystemExit: the first rank has ended, with its exit code.
         """
         number, question = secrets.token_hex(8), self._folder / f"rank{self._launch.rank}.question"
+        question.with_suffix(".end").unlink(missing_ok=True)  # of an earlier start
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             answer = self._read_answer()

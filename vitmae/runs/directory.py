@@ -9,11 +9,12 @@
     nonfinite/          steps whose loss or gradient was not finite, see `vitmae.replay`
     effects.txt         what took effect, read back from the built objects
     train.log           what was printed, with times
+    traceback.txt       of faults
     summary.json        the state (running, finished, interrupted or failed), and the final metrics
     .start.yaml         what the first rank has decided for this start: the settings, and the checkpoint to resume
     .lease              the process that writes here now (`vitmae.lease`); `.lease.rank1` and so on: the other ranks
 
-Only the first rank writes. Files that are replaced are replaced whole.
+Only the first rank writes, but for `rank<n>.error`, `rank<n>.signal` and the leases. Files are replaced whole.
 """
 
 import json

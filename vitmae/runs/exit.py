@@ -69,8 +69,8 @@ def ending(run: RunDirectory, launch: Launch) -> Iterator[None]:
     """Record in the run's summary how the block ends; only the first rank prints.
 
     Raises:
-        SystemExit: after an interruption, with code 75; with 0 in a process that the first rank started, because
-            Lightning kills the first rank if a child ends with another code. 130 after a second Ctrl-C.
+        SystemExit: after an interruption, with code 75; with 0 in a process that the first rank started. 130 after a
+            second Ctrl-C.
     """
     interruption.is_resumable = True
     try:

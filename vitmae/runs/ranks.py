@@ -23,12 +23,14 @@ from typing import Any
 
 from vitmae.errors import UserError
 from vitmae.interruption import ABORTED, INTERRUPTED, interruption
-from vitmae.lease import Watch, give_back, holding, take
+from vitmae.lease import BEAT_S, Watch, give_back, holding, take
 from vitmae.runs.directory import RunDirectory, lease_of, read_summary
 from vitmae.runs.exit import FAULT, record_failure, short
 from vitmae.runs.launch import Launch
 
 _POLL_S, _LEAVE_S = 0.2, 3.0
+_SILENT_S = 3 * BEAT_S
+"""After so many seconds without a lease, the first rank has ended and could not record it: its disk may be full."""
 _CAUSE_S, _CAUSE_OF_FIRST_S = 3.0, 90.0
 """How long a rank that has lost its connection waits until the thread finds out which rank is gone, in seconds: longer
 for the first, which may wait for an upload before it records that it has failed."""
@@ -115,7 +117,7 @@ def _looking(look: Callable[[], None]) -> Iterator[None]:
     def loop() -> None:
         while looking.acquire(blocking=False):
             try:
-                with suppress(OSError):  # a network file system may be away for a moment
+                with suppress(OSError, UserError):  # a network file system may be away for a moment
                     look()
             finally:
                 looking.release()
@@ -163,7 +165,7 @@ def _vanished(run: RunDirectory, watches: dict[Path, Watch]) -> dict[str, Any] |
 
 
 def _end_if(failure: dict[str, Any] | None, run: RunDirectory, end_others: Callable[[], Any]) -> None:
-    if failure is None or interruption.is_requested:  # another rank fails because this one leaves
+    if failure is None or (interruption.is_requested and not interruption.is_held):  # it fails because this one leaves
         return
     record_failure(run, **failure)
     print(failure["text"], file=sys.stderr, flush=True)
@@ -183,15 +185,17 @@ def _until_first_has_ended(run: RunDirectory, launch: Launch, watch: Watch) -> C
     def look() -> None:
         state = watch.look()
         if state == "dead":
-            _record_death_of_first(run, watch)
+            with suppress(OSError, UserError):
+                _record_death_of_first(run, watch)
             end(FAULT)
         if state != "free":
+            free_since.clear()
             return
         free_since.append(time.monotonic())
-        how = read_summary(run.path).get("state")
-        if how == "failed":
+        free_s, how = free_since[-1] - free_since[0], read_summary(run.path).get("state")
+        if how == "failed" or (how == "running" and free_s > _SILENT_S):
             end(FAULT)
-        if how == "interrupted" and free_since[-1] - free_since[0] > _LEAVE_S:
+        if how == "interrupted" and free_s > _LEAVE_S:
             end(INTERRUPTED)
 
     return look

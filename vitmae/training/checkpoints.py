@@ -136,7 +136,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is unsaved yet; a run that was killed before it linked its best checkpoint links it now."""
         self._step = self._saved_step = trainer.global_step
-        if self._is_best and self._run.last.exists():
+        if self._is_best and Path(trainer.ckpt_path or "") == self._run.last:
             self._keep_best(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -237,7 +237,7 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
 
     def _at_boundary(self, trainer: Trainer, is_due: bool) -> None:
-        stops = interruption.is_agreed(trainer)
+        stops = trainer.strategy.reduce_boolean_decision(interruption.is_requested, all=False)
         if is_due or stops:
             self._take_new_best()
             self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}

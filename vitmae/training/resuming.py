@@ -71,7 +71,7 @@ class Resuming(Callback):
             if trainer.is_global_zero and self._run.metrics.exists() and not kept.exists():
                 self._run.metrics.rename(kept)
             _log.info(
-                "another batch size: step %d of before is step %d now; earlier metrics are in %s",
+                "another number of images per step: step %d of before is step %d now; earlier metrics are in %s",
                 self._old_step,
                 trainer.global_step,
                 kept.name,
@@ -85,16 +85,18 @@ def _translate(trainer: Trainer, checkpoint: dict[str, Any], epoch: int, images:
     per_epoch = int(trainer.num_training_batches)
     batch: int = trainer.datamodule.start_at(epoch, images) if images else 0  # type: ignore[attr-defined]
     accumulate = trainer.accumulate_grad_batches
-    step = epoch * -(-per_epoch // accumulate) + -(-batch // accumulate)
+    steps_per_epoch = -(-per_epoch // accumulate)
+    # the gradients of a begun step are lost: its other batches make the next step
+    step = epoch * steps_per_epoch + batch // accumulate
     progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     new_steps = step - progress["step"]["total"]["completed"]
     new_batches = epoch * per_epoch + batch - batch_progress["total"]["processed"]
-    in_epoch = (batch or per_epoch) - batch_progress["current"]["processed"]
+    in_epoch = (batch if images else per_epoch) - batch_progress["current"]["processed"]
     if not new_steps and not new_batches:
         return
     _add(batch_progress["total"], new_batches)
     _add(batch_progress["current"], in_epoch)
-    steps_in_epoch = -(-(batch or per_epoch) // accumulate) - progress["step"]["current"]["completed"]
+    steps_in_epoch = (batch // accumulate if images else steps_per_epoch) - progress["step"]["current"]["completed"]
     for counts in (*progress.values(), loops["epoch_loop.scheduler_progress"]):
         _add(counts["total"], new_steps)
         _add(counts["current"], steps_in_epoch)

@@ -69,6 +69,7 @@ class Safety(Callback):
         self._run, self.on_nonfinite = run, on_nonfinite
         self._plain = {"vitmae_format": FORMAT, "vitmae_config": dict(settings), "vitmae_facts": dict(facts or {})}
         self.skipped_steps = self._in_a_row = 0
+        self._good: Path | None = None
         self._rolled_back_to: int | None = None
         self._batches: list[Batch] = []  # of the present optimiser step
         self._losses: list[Tensor] = []
@@ -80,6 +81,14 @@ class Safety(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore the counts."""
         self.skipped_steps, self._in_a_row = state_dict["skipped_steps"], state_dict["in_a_row"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Until this run saves, it can roll back to what it resumed from; a last.ckpt may be of a later step."""
+        self._good = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """From now on a rollback loads last.ckpt."""
+        self._good = self._run.last
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Hold the batch until its step is known to be good."""
@@ -102,11 +111,11 @@ class Safety(Callback):
             self._in_a_row = 0
             return
         values = {"loss": float(loss), "gradient_norm": float(norm)}
-        ranks = _of_all_ranks(trainer, (values, [_on_cpu(batch) for batch in batches]))
-        bad = [rank for rank, (seen, _) in enumerate(ranks) if not all(map(math.isfinite, seen.values()))]
+        ranks = _of_all_ranks(trainer, values)
+        bad = [rank for rank, seen in enumerate(ranks) if not all(map(math.isfinite, seen.values()))]
         rank = bad[0] if bad else 0  # none if only the sum of both overflows
-        values, where = ranks[rank][0], f" of rank {rank}" if trainer.world_size > 1 else ""
-        bundle = self._save_bundle(trainer, [batches for _, batches in ranks], values)
+        values, where = ranks[rank], f" of rank {rank}" if trainer.world_size > 1 else ""
+        bundle = self._save_bundle(trainer, batches, values)
         fault = (
             f"step {trainer.global_step + 1}: the loss{where} is {values['loss']:g} and the norm of the gradient "
             f"{values['gradient_norm']:g}"
@@ -132,17 +141,17 @@ class Safety(Callback):
                 logger.log_metrics({"train/skipped_steps": self.skipped_steps}, step=trainer.global_step)
 
     def _roll_back(self, trainer: Trainer, module: LightningModule, fault: str) -> str:
-        """Load the state of last.ckpt; return what was done, in words.
+        """Load the state of the last checkpoint; return what was done, in words.
 
         Raises:
-            UserError: there is no last.ckpt, or it was loaded for the step before already.
+            UserError: there is none, or none was saved since it was loaded before.
         """
-        if not self._run.last.is_file():
+        if self._good is None or not self._good.is_file():
             raise UserError(f"{fault}: there is no checkpoint yet to roll back to; {remedy(self._run)}")
-        saved = trainer.strategy.load_checkpoint(self._run.last)
+        saved = trainer.strategy.load_checkpoint(self._good)
         if saved["global_step"] == self._rolled_back_to:
             raise UserError(
-                f"{fault}: the run was rolled back to step {self._rolled_back_to} already and fails again; "
+                f"{fault}: the run was rolled back to step {self._rolled_back_to} already, and has not saved since; "
                 f"{remedy(self._run)}"
             )
         self._rolled_back_to = saved["global_step"]
@@ -153,12 +162,13 @@ class Safety(Callback):
             optimizer.load_state_dict(state)  # with the present learning rate, see `vitmae.recipe`
         return f"left out, weights and moments are those of step {self._rolled_back_to} again"
 
-    def _save_bundle(self, trainer: Trainer, batches: list[Any], values: Mapping[str, float]) -> Path | None:
+    def _save_bundle(self, trainer: Trainer, batches: list[Batch], values: Mapping[str, float]) -> Path | None:
         """Save all that the step depends on, with the batches of all ranks; None if enough are saved already."""
         folder, step = self._run.path / "nonfinite", trainer.global_step + 1
         path = folder / f"step{step}.ckpt"
-        if not path.exists() and len(list(folder.glob("*.ckpt"))) >= _MOST_BUNDLES:
+        if trainer.strategy.broadcast(not path.exists() and len(list(folder.glob("*.ckpt"))) >= _MOST_BUNDLES):
             return None
+        of_all = _of_all_ranks(trainer, [_on_cpu(batch) for batch in batches])
         if trainer.is_global_zero:
             content = {
                 **self._plain,
@@ -169,7 +179,7 @@ class Safety(Callback):
                 "values": dict(values),
                 "precision": str(trainer.precision),
                 "accumulate": trainer.accumulate_grad_batches,
-                "batches": batches,
+                "batches": of_all,
             }
             trainer.strategy.checkpoint_io.save_checkpoint(content, path)
         return path
@@ -220,10 +230,10 @@ def has_scaler(trainer: Trainer) -> bool:
 
 def _leave_out(trainer: Trainer, optimizer: Optimizer) -> None:
     """Make the optimiser's next step change nothing."""
-    if not has_scaler(trainer):
+    if not (has_scaler(trainer) and optimizer.defaults.get("fused")):
         optimizer.zero_grad()
         return
-    for group in optimizer.param_groups:  # a scaler leaves out a step with infinite gradients, and needs to see some
+    for group in optimizer.param_groups:  # here the scaler looks at the gradients later, and must find infinite ones
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad.fill_(math.inf)

@@ -37,11 +37,13 @@ class StepLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The values since the last row: a resumed run logs the mean over all steps of its next row."""
-        return {"sums": self._sums, "batches": self._batches}
+        # numbers, not tensors: after a step that was left out they are nan, and no tensor of a checkpoint may be
+        return {"sums": {name: float(total) for name, total in self._sums.items()}, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self._sums, self._batches = dict(state_dict["sums"]), state_dict["batches"]
+        self._sums = {name: torch.as_tensor(total) for name, total in state_dict["sums"].items()}
+        self._batches = state_dict["batches"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
