@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import socket
 from argparse import Namespace
 from contextlib import suppress
@@ -25,6 +26,7 @@ from vitmae.composition import compose
 from vitmae.config import build
 from vitmae.errors import UserError
 from vitmae.evaluation.data_settings import of_run
+from vitmae.following import words_for_hydra
 from vitmae.runs.resume import find_resumption
 from vitmae.runs.sweep import read_sweep
 from vitmae.weights.read import read_weights
@@ -383,6 +385,56 @@ def test_a_link_out_of_the_run_is_not_written_through(content, name):
     with pytest.raises(UserError, match=rf"{name} is a link to .*profile"):
         find_resumption(str(run), Path(), [])
     assert not Path("profile").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "figures", "figures/reconstruction.png", "export"])
+def test_a_link_at_any_depth_is_not_written_through(content, name):
+    run = save(content)
+    Path("victim").mkdir()
+    link = run / name
+    link.parent.mkdir(exist_ok=True)
+    if link.is_dir():
+        link.rmdir()
+    link.symlink_to(Path("victim").resolve())
+    with pytest.raises(UserError, match=rf"{name} is a link to .*victim"):
+        find_resumption(str(run), Path(), [])
+
+
+def test_a_link_within_the_run_stays(content):
+    run = save(content)
+    (run / "wandb").mkdir()
+    (run / "wandb" / "latest").symlink_to(run.resolve() / "checkpoints")
+    find_resumption(str(run), Path(), [])
+
+
+def test_the_name_of_a_folder_is_not_resolved(content):
+    place = Path("${oc.env:HOME,x}")
+    shutil.copytree(save(content), place)
+    with pytest.raises(UserError, match="the path holds"):
+        find_resumption(str(place), Path(), [])
+
+
+def test_weights_that_only_a_file_names_are_not_loaded_when_a_run_starts_again(content):
+    content["vitmae_config"]["backbone"]["weights"] = "somebody/something"
+    run = save(content)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").write_text('{"id": "a", "name": "x", "state": "interrupted"}')
+    with pytest.raises(UserError, match=r"backbone.weights=somebody/something would be read or downloaded again: add"):
+        find_resumption(str(run), Path(), [])
+
+
+def test_an_upload_needs_the_users_word(content):
+    content["vitmae_config"]["logger"] = {"w": {"_target_": "vitmae.training.wandb_logger.Wandb", "mode": "online"}}
+    with pytest.raises(UserError, match=r"logger.w.mode=online uploads what the run logs"):
+        find_resumption(str(save(content)), Path(), [])
+
+
+def test_a_process_that_nobody_of_the_run_has_started_follows_no_folder(content, monkeypatch):
+    run = save(content)
+    (run / ".start.yaml").write_text("data: {_target_: os.system, command: touch canary}")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="the environment says rank 1"):
+        words_for_hydra([f"hydra.run.dir={run}"])
 
 
 def test_a_file_downloads_no_images_into_a_folder_that_it_names(content):

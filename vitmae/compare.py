@@ -17,6 +17,7 @@ from vitmae.composition import compose, config_folders, group_choices, split_arg
 from vitmae.config import build, check_settings, config_dir, locate, resolved
 from vitmae.errors import UserError
 from vitmae.files import user_path
+from vitmae.runs.reach import refuse_ways_out
 
 if TYPE_CHECKING:
     from vitmae.comparison.check import PlannedRun
@@ -56,6 +57,7 @@ def compare(config: DictConfig) -> None:
     from vitmae.tables import as_text
 
     folder = user_path(design.out).resolve()
+    refuse_ways_out(folder)
     methods = _methods(design)
     one_seed = [row for row in plan(design, methods, folder) if row.seed == max(design.seeds)]
     planned = _check_jobs(one_seed)

@@ -6,13 +6,14 @@ another rank     none of the user's settings, but those that the first rank has 
 No other rank looks for a checkpoint or composes settings by itself, so ranks cannot disagree.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
 from vitmae.errors import UserError
-from vitmae.lease import take
+from vitmae.lease import Watch, take
 from vitmae.runs.agreement import Agreement, decided_settings
 from vitmae.runs.directory import lease_of
 from vitmae.runs.exit import short
@@ -78,8 +79,11 @@ def _follow(arguments: list[str], launch: Launch) -> list[str]:
     flags, overrides = split_arguments(arguments)
     if launch.separate:
         directory = str(agreement(launch, overrides).ask())
-    elif (directory := _value_of("hydra.run.dir", overrides)) == "":
-        raise UserError(f"the environment says rank {launch.rank}: start several processes with srun or torchrun")
+    else:
+        directory = _value_of("hydra.run.dir", overrides)
+        starter = Watch(lease_of(Path(directory), 0)).holder if directory else None
+        if starter is None or starter.pid != os.getppid():  # else any folder could say what is built
+            raise UserError(f"the environment says rank {launch.rank}: start several processes with srun or torchrun")
     store_settings(_RESUMED, decided_settings(Path(directory)))
     of_hydra = [override for override in overrides if override.startswith("hydra.")]
     return [*flags, f"--config-name={_RESUMED}", *of_hydra, f"hydra.run.dir='{directory}'"]

@@ -6,6 +6,7 @@ Heavy modules are imported inside the functions, so that `--help` and `--cfg job
 """
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -230,7 +231,8 @@ def _log_results(run: RunDirectory, metrics: Mapping[str, float]) -> None:
         "probe/knn_untrained": "  before training",
         "probe/knn_pixels": "  raw pixels",
     }
-    for name in [*titles, *sorted(name for name in metrics if name.startswith("val/") and name not in titles)]:
+    others = sorted(name for name in metrics if re.fullmatch(r"val/[\w/.-]+", name) and name not in titles)
+    for name in [*titles, *others]:
         if name in metrics:
             _log.info("%-24s %.5g", titles.get(name, name), metrics[name])
     picture = run.figures / "reconstruction.png"

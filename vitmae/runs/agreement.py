@@ -20,12 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vitmae.atomic import atomic_write
 from vitmae.errors import LostRank
 from vitmae.interruption import ABORTED, INTERRUPTED, Interrupted, interruption
 from vitmae.lease import take
+from vitmae.plain_files import read_yaml
 from vitmae.runs.directory import LAUNCHES, RunDirectory, lease_of
 from vitmae.runs.launch import Launch
 
@@ -163,5 +162,5 @@ class Agreement:
 
 def decided_settings(directory: Path) -> dict[str, Any]:
     """The settings that the first rank has decided on for this start, with the checkpoint that it resumes from."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(RunDirectory(directory).start_settings))
+    settings: Any = read_yaml(RunDirectory(directory).start_settings)
     return dict(settings)

@@ -22,7 +22,6 @@ import os
 import platform
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from typing import Any, Literal
 from vitmae.atomic import atomic_write, remove_parts
 from vitmae.errors import UserError, first_line
 from vitmae.lease import LEASE, is_held
+from vitmae.plain_files import require_file
 from vitmae.runs.launch import Launch
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -56,6 +56,8 @@ def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
     if launch.key is None:
         return _make(path)
     launches = runs / LAUNCHES
+    if launches.is_symlink():
+        raise UserError(f"{launches} is a link: must be a folder; remove the link")
     launches.mkdir(parents=True, exist_ok=True)
     _forget_old_jobs(launches)
     record = launches / f"{launch.key}.directory"
@@ -70,9 +72,15 @@ def claim_directory(path: Path, launch: Launch, runs: Path) -> Path:
 def _forget_old_jobs(launches: Path) -> None:
     """Delete what jobs left that did not start again for a month: a record, or the questions of killed ranks."""
     for old in launches.iterdir():
-        with suppress(OSError):  # another process deletes it too
-            if old.stat().st_mtime < time.time() - _MONTH_S:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        with suppress(OSError):  # another process deletes it too, or there is something else in the folder
+            if old.lstat().st_mtime > time.time() - _MONTH_S:
+                continue
+            if old.suffix == ".directory":
+                old.unlink()
+            elif not old.is_symlink():
+                for left in (*old.glob("*.question"), *old.glob("*.end"), old / "answer.json"):
+                    left.unlink(missing_ok=True)
+                old.rmdir()
 
 
 def _make(path: Path) -> Path:
@@ -182,11 +190,14 @@ def read_summary(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     file = path / "summary.json"
+    if not os.path.lexists(file):
+        return {}
+    require_file(file)
     try:
         summary: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}): restore it, or remove it") from error
     if not isinstance(summary, dict):
         raise UserError(f"{file} is damaged (it holds no JSON object): restore it, or remove it")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from vitmae.atomic import atomic_write
 from vitmae.errors import LostRank, UserError
+from vitmae.files import as_line
 from vitmae.interruption import INTERRUPTED, Interrupted, interruption
 from vitmae.machine_faults import explain_machine_fault
 from vitmae.runs.directory import RunDirectory
@@ -52,7 +53,7 @@ def tell_interruption(stop: Interrupted, keeps: str) -> int:
 
 def _message(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
-        return f"error: {' '.join(str(error).split())}", USER_ERROR
+        return f"error: {as_line(' '.join(str(error).split()))}", USER_ERROR
     if isinstance(error, LostRank):
         return f"error: {error}", FAULT
     if (fault := explain_machine_fault(error)) is not None:

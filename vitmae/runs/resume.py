@@ -101,7 +101,7 @@ def find_resumption(ckpt: str, runs: Path, overrides: Sequence[str], trust: Sequ
         settings, directory = settings_of(checkpoint, trust)
     file = directory / "config.yaml" if directory else checkpoint
     assert file is not None
-    refuse_reach(settings, file, directory, overrides)
+    refuse_reach(settings, file, directory, overrides, starts_again=checkpoint is None)
     if directory is None:
         settings["runs"] = str(runs)  # the new run's directory is where the user says, not where the file says
     choices = settings.get("choices")

@@ -19,8 +19,9 @@ from typing import Any
 
 from vitmae.atomic import atomic_write
 from vitmae.errors import UserError
-from vitmae.plain_files import read_yaml
+from vitmae.plain_files import read_json, read_yaml
 from vitmae.runs.directory import read_summary, state_of
+from vitmae.runs.reach import refuse_ways_out
 from vitmae.tables import as_markdown, as_text
 
 _RECORD = "sweep.json"
@@ -49,6 +50,7 @@ class Sweep:
         for record in records:
             about = _read(record)
             if about.get("command") == self.words and not about.get("finished") and self._take(record.parent):
+                refuse_ways_out(record.parent)
                 return record.parent.resolve()
         return None
 
@@ -96,10 +98,9 @@ class Sweep:
 def _read(record: Path) -> dict[str, Any]:
     """The content of a sweep's record; empty if there is none, or it is damaged."""
     try:
-        about = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
+        return read_json(record)
+    except UserError:
         return {}
-    return about if isinstance(about, dict) else {}
 
 
 def read_sweep(directory: Path) -> list[dict[str, str]]:
