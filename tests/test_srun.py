@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vitmae.config import config_dir
+from vitmae.runs.agreement import decided_settings
 from vitmae.training.loggers import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -108,8 +109,8 @@ def job():
 
 
 def last_step():
-    """The last step that any run has logged."""
-    tables = [read_metrics(path)[1] for path in Path().glob("*/2*/*/metrics.csv")]
+    """The last step that the run of a job has logged."""
+    tables = [read_metrics(path)[1] for path in Path("runs").glob("2*/*/metrics.csv")]
     return max((int(rows[-1]["step"]) for rows in tables if rows), default=0)
 
 
@@ -264,6 +265,6 @@ def test_ranks_that_torchrun_starts_share_one_run_and_a_restart_by_torchrun_resu
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     run = only_run()
-    assert summary(run)["resumes"] == str((run / "checkpoints" / "last.ckpt").absolute())
+    assert decided_settings(run)["ckpt"] == str((run / "checkpoints" / "last.ckpt").absolute())
     assert checkpoint(run)["global_step"] == 20
     assert [int(row["step"]) for row in metrics(run)][-1] == 20
