@@ -6,6 +6,19 @@ from typing import NamedTuple
 
 import torch
 
+SHORT_RUN = (
+    "trainer=cpu",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.limit_val_batches=1",
+    "logger=none",
+    "backbone.embed_dim=16",
+    "backbone.depth=1",
+    "backbone.num_heads=2",
+    "data.batch_size=16",
+    "probe.images=50",
+)
+"""Words of `vitmae.train` for a small model; a test adds the number of steps."""
+
 
 class Done(NamedTuple):
     code: int

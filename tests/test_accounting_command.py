@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import run_command
+from tests.command_line import SHORT_RUN, run_command
 from tests.data.builders import write_classes
 from tests.training.standin import QUIET
 from vitmae.backbones.timm_vit import TimmViT
@@ -21,18 +21,7 @@ from vitmae.training.online import OnlineProbe, Panels
 
 pytestmark = QUIET
 
-TINY = [
-    "trainer=cpu",
-    "trainer.max_steps=1",
-    "trainer.num_sanity_val_steps=0",
-    "trainer.limit_val_batches=1",
-    "logger=none",
-    "backbone.embed_dim=16",
-    "backbone.depth=1",
-    "backbone.num_heads=2",
-    "data.batch_size=16",
-    "probe.images=50",
-]
+TINY = [*SHORT_RUN, "trainer.max_steps=1"]
 SMALL = {"shapes": ["data.source.num_train=32", "data.source.num_val=16", "data.source.num_test=16"]}
 
 

@@ -12,39 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitmae.config import config_dir
+from tests.processes import TWO_RANKS, work_in
 from vitmae.runs.agreement import decided_settings
 from vitmae.training.loggers import read_metrics
 
 pytestmark = pytest.mark.slow
 
 TINY = [
-    "trainer=ddp",
-    "trainer.accelerator=cpu",
-    "trainer.devices=2",
-    "trainer.precision=32-true",
-    "trainer.num_sanity_val_steps=0",
+    *TWO_RANKS,
     "trainer.log_every_n_steps=1",
-    "backbone.embed_dim=16",
-    "backbone.depth=1",
-    "backbone.num_heads=2",
     "data.batch_size=64",
-    "probe.images=50",
     "probe.every_n_epochs=1000",
-    "panel.images=1",
     "panel.every_n_epochs=1000",
 ]
 
 
 @pytest.fixture(autouse=True)
 def a_directory_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(config_dir().parent),
-        "WANDB_MODE": "offline",
-    }.items():
-        monkeypatch.setenv(name, value)
+    work_in(tmp_path, monkeypatch)
 
 
 class Job:

@@ -11,32 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitmae.config import config_dir
+from tests.processes import TWO_RANKS, work_in
 from vitmae.training.loggers import read_metrics
 
 pytestmark = pytest.mark.slow
 
-TINY = [
-    "trainer=ddp",
-    "trainer.accelerator=cpu",
-    "trainer.devices=2",
-    "trainer.precision=32-true",
-    "logger=none",
-    "backbone.embed_dim=16",
-    "backbone.depth=1",
-    "backbone.num_heads=2",
-    "data.batch_size=32",
-    "trainer.num_sanity_val_steps=0",
-    "probe.images=50",
-    "panel.images=1",
-]
+TINY = [*TWO_RANKS, "logger=none", "data.batch_size=32"]
 
 
 @pytest.fixture(autouse=True)
 def a_directory_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(config_dir().parent))
+    work_in(tmp_path, monkeypatch)
 
 
 def start(*arguments, starter=("-m", "vitmae.train")):

@@ -5,43 +5,43 @@ settings or a constructor finds it. A fault of this project prints its traceback
 command with 75 within seconds, or with 130 if it is Ctrl-C and the command keeps nothing that it could resume.
 """
 
-import json
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vitmae.allocator import use_large_pages
-from vitmae.composition import check_words, explain, help_text, quoted, split_arguments
+from vitmae.composition import (
+    SWEEP_FLAGS,
+    check_words,
+    explain,
+    help_text,
+    mistake_behind,
+    quoted,
+    split_arguments,
+)
 from vitmae.config import build, check_settings, config_dir, resolved
 from vitmae.errors import UserError
 from vitmae.interruption import Interrupted, interruption
 from vitmae.machine_faults import explain_machine_fault
 from vitmae.runs.directory import claim_directory
-from vitmae.runs.exit import FAULT, report, tell_interruption
+from vitmae.runs.exit import report, tell_interruption
 from vitmae.runs.launch import RANK_MARKERS, current_launch
 from vitmae.runs.sweep import Sweep
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
-
-_SWEEP = {"-m", "--multirun"}
+from vitmae.sweeping import SweepStart, conclude, ended_sweep, jobs_of, resumed_sweep, short_names
 
 Task = Callable[[DictConfig], float | None]
 
@@ -95,14 +95,14 @@ def command(
             if {"--help", "-h"} & set(arguments):
                 print(help_text(config_name))
                 return 0
-            check_words(config_name, list(map(quoted, overrides)))
+            check_words(config_name, arguments[len(flags) :])
             if prepare is not None:
                 sys.argv[1:] = prepare(arguments)
             sys.argv[1:] += _quiet_rank()
-            if _SWEEP & set(flags):
+            if SWEEP_FLAGS & set(flags):
                 if check_sweep is not None:
-                    check_sweep(_jobs(overrides))
-                sys.argv[1:] += _short_names(overrides) + _resumed_sweep(sweep, overrides)
+                    check_sweep(jobs_of(overrides))
+                sys.argv[1:] += short_names(overrides) + resumed_sweep(sweep, overrides)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(_job(task, codes))()
         except (HydraException, OmegaConfBaseException) as error:
             codes.append(report(_told(error, config_name, overrides)))
@@ -115,9 +115,9 @@ def command(
                 print(end.code, file=sys.stderr)
             codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
         finally:
-            directory = _sweep_directory()
+            directory = ended_sweep()
             if end_sweep is not None and directory is not None:
-                codes.append(_end_sweep(sweep, directory, end_sweep, max(codes)))
+                codes.append(conclude(sweep, directory, end_sweep, max(codes)))
             sys.argv = before
         return max(codes)
 
@@ -126,11 +126,9 @@ def command(
 
 def _told(error: Exception, config_name: str, overrides: Sequence[str]) -> Exception:
     """What is reported of an error of Hydra's: a user's mistake, unless a fault of the machine is its cause."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):  # raised while a resolver was called
-        cause = cause.__cause__ or cause.__context__
-    is_of_machine = cause is None and explain_machine_fault(error) is not None
-    return error if is_of_machine else UserError(explain(error, config_name, overrides))
+    if mistake_behind(error) is None and explain_machine_fault(error) is not None:
+        return error
+    return UserError(explain(error, config_name, overrides))
 
 
 def call_target(config: DictConfig) -> None:
@@ -173,7 +171,7 @@ def _on_its_own() -> Iterator[None]:
     settings, arguments, spec = HydraConfig.get(), sys.argv, __main__.__spec__
     environment = {name: os.environ.get(name) for name in RANK_MARKERS}
     if settings.mode == RunMode.MULTIRUN:
-        flags = [flag for flag in split_arguments(arguments[1:])[0] if flag not in _SWEEP]
+        flags = [flag for flag in split_arguments(arguments[1:])[0] if flag not in SWEEP_FLAGS]
         sys.argv = [arguments[0], *flags, *settings.overrides.task]
         __main__.__spec__ = find_spec(f"vitmae.{settings.job.name}")
         node = cast(DictConfig, settings)
@@ -194,90 +192,12 @@ def _on_its_own() -> Iterator[None]:
                 distributed.destroy_process_group()
 
 
-class SweepStart(Callback):
-    """Hydra's callback at the start of a sweep.
-
-    Attributes:
-        sweep: of this process; Hydra builds the callback, and from the settings alone.
-    """
-
-    sweep: ClassVar[Sweep]
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the choices of the groups known, which the name of the directory needs, and record the sweep there."""
-        HydraConfig.instance().set_config(config)
-        if not current_launch().separate:
-            self.sweep.begin(Path(config.hydra.sweep.dir))
-
-
-def _sweep_directory() -> Path | None:
-    """The directory of the sweep that has just ended; None after a single run."""
-    settings = cast(DictConfig | None, HydraConfig.instance().cfg)
-    directory = None
-    if settings is not None and settings.hydra.mode == RunMode.MULTIRUN:
-        directory = Path(settings.hydra.sweep.dir)
-    HydraConfig.instance().cfg = None
-    return directory
-
-
 def _quiet_rank() -> list[str]:
     """Overrides for ranks that srun or torchrun started: only the first rank writes Hydra's files."""
     launch = current_launch()
     if not launch.separate or launch.rank == 0:
         return []
     return ["hydra.output_subdir=null", f"hydra.job.name=rank{launch.rank}"]
-
-
-def _parsed(overrides: Sequence[str]) -> "list[Override]":
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def _jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep; of none if the sweeper draws values, which are not known before."""
-    choices = []
-    for override in _parsed([word for word in overrides if not word.startswith("hydra")]):
-        if not override.is_sweep_override():
-            choices.append([str(override.input_line)])
-        elif override.is_discrete_sweep():
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            return []
-    return [list(words) for words in product(*choices)]
-
-
-def _short_names(overrides: Sequence[str]) -> list[str]:
-    """An override for a sweep: the names of its jobs show only the settings that differ."""
-    fixed = [override.key_or_group for override in _parsed(overrides) if not override.is_sweep_override()]
-    return [f"hydra.job.config.override_dirname.exclude_keys={json.dumps(fixed)}"]
-
-
-def _resumed_sweep(sweep: Sweep, overrides: Sequence[str]) -> list[str]:
-    """An override for a sweep that was interrupted: its directory.
-
-    A sweeper that draws values, and ranks that srun or torchrun started side by side, begin a new sweep.
-    """
-    given = {override.partition("=")[0]: override.partition("=")[2].strip("'\"") for override in overrides}
-    if {"hydra.sweep.dir", "hydra/sweeper"} & set(given) or current_launch().separate:
-        return []
-    if (directory := sweep.find(Path(given.get("runs", "runs")))) is None:
-        return []
-    print(f"resuming the sweep in {directory}; for a new one, give it a name: name=…", flush=True)
-    return [f"hydra.sweep.dir='{directory}'"]
-
-
-def _end_sweep(sweep: Sweep, directory: Path, end_sweep: Callable[[Path], bool], code: int) -> int:
-    """Write the table of a sweep, say how to resume it if a job is not finished, and return the exit code."""
-    try:
-        finished = end_sweep(directory)
-        sweep.end(directory, finished and code == 0)
-    except Exception as error:
-        return report(error)
-    if not finished or code != 0:
-        command = shlex.join(["python", "-m", "vitmae.train", *sweep.words])
-        print(f"\nthe same command resumes the sweep: {command}", flush=True)
-    return 0 if finished else FAULT
 
 
 def _claim(runs: str, name: str) -> str:

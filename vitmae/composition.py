@@ -30,6 +30,10 @@ from vitmae.limits import Text, check_value
 
 _SEVERAL = ("logger", "experiment")
 """Config groups of which several choices can be combined."""
+_OF_THE_DIRECTORY = ("name", "runs", "hydra.run.dir")
+"""Settings of the run's directory, which is made before settings are checked."""
+SWEEP_FLAGS = {"-m", "--multirun"}
+"""Hydra's flags for a sweep."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -37,6 +41,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     is_override = [("=" in argument and argument[0] != "-") or argument[:1] == "~" for argument in arguments]
     flags = [argument for argument, override in zip(arguments, is_override, strict=True) if not override]
     return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
+
+
+def value_of(key: str, overrides: Sequence[str]) -> str:
+    """The last value that the command line gives a setting, as text; empty if it gives none."""
+    values = [override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values else ""
 
 
 def quoted(argument: str) -> str:
@@ -121,11 +131,7 @@ def check_words(config_name: str, overrides: Sequence[str]) -> None:
             if not all(isinstance(name, str | QuotedString) for name in names):
                 what = "a choice, or a list of choices" if key in _SEVERAL else "one choice"
                 raise UserError(f"{word}: must be {what} ({', '.join(group_choices(key))}), or leave it out")
-        elif key in (
-            "name",
-            "runs",
-            "hydra.run.dir",
-        ):  # of the run's directory, which is made before settings are checked
+        elif key in _OF_THE_DIRECTORY:
             text = override.get_value_element_as_str().strip("'\"")
             check_value(key, text, Text)
             if key == "name" and "/" in text:
@@ -219,13 +225,18 @@ def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str
     return _cause(error)
 
 
-def _cause(error: Exception) -> str:
-    """What lies behind an error of Hydra: a mistake that a resolver found, or a message of OmegaConf."""
+def mistake_behind(error: Exception) -> UserError | None:
+    """The user's mistake that a resolver found, behind an error of Hydra; None if there is none."""
     origin: BaseException | None = error
     while origin is not None and not isinstance(origin, UserError):
         origin = origin.__cause__ or origin.__context__
-    if origin is not None:
-        return str(origin)
+    return origin
+
+
+def _cause(error: Exception) -> str:
+    """What lies behind an error of Hydra: a mistake that a resolver found, or a message of OmegaConf."""
+    if (mistake := mistake_behind(error)) is not None:
+        return str(mistake)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
     if text.startswith("Ambiguous value for argument"):

@@ -70,7 +70,7 @@ def walk(folder: Path, accepts: Callable[[str], bool], without: Path | None = No
 
     Args:
         folder: where to start.
-        accepts: whether a file with this name is wanted.
+        accepts: given a file's name, says whether the file is listed.
         without: a folder that is not listed.
 
     Raises:
@@ -126,7 +126,7 @@ def match(pattern: str, accepts: Callable[[str], bool]) -> list[str]:
 
     Args:
         pattern: with ~ already expanded.
-        accepts: whether a file with this name is wanted.
+        accepts: given a file's name, says whether the file is listed.
     """
     parts = pattern.split(os.sep)
     if "**" not in parts:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from vitmae.composition import quoted, split_arguments, store_settings, trusted_names
+from vitmae.composition import SWEEP_FLAGS, quoted, split_arguments, store_settings, trusted_names, value_of
 from vitmae.errors import UserError
 from vitmae.lease import Watch, take
 from vitmae.runs.agreement import Agreement, decided_settings
@@ -22,7 +22,6 @@ from vitmae.runs.resume import find_resumption
 
 _RESUMED = "resumed_run"
 """The name under which Hydra finds saved settings."""
-_SWEEP = {"-m", "--multirun"}
 
 
 def words_for_hydra(arguments: list[str]) -> list[str]:
@@ -34,7 +33,7 @@ def words_for_hydra(arguments: list[str]) -> list[str]:
     launch = current_launch()
     if launch.rank > 0:
         return _follow(arguments, launch)
-    if launch.separate and _SWEEP & set(arguments):
+    if launch.separate and SWEEP_FLAGS & set(arguments):
         raise UserError("-m: srun or torchrun has started several processes: start a sweep as one, which starts others")
     words = _resume(arguments)
     _take_named_directory(words)
@@ -50,17 +49,17 @@ def _resume(arguments: list[str]) -> list[str]:
         UserError: the command line sweeps, or no checkpoint is found, see `vitmae.runs.resume.find_resumption`.
     """
     flags, overrides = split_arguments(arguments)
-    ckpt = _value_of("ckpt", overrides)
+    ckpt = value_of("ckpt", overrides)
     if not any(word.startswith("ckpt=") for word in overrides) or ckpt == "null":
         return arguments
     if not ckpt:
         raise UserError(
             "ckpt= is empty: name a run directory or a checkpoint, last or best; leave it out to start a run"
         )
-    if _SWEEP & set(flags):
+    if SWEEP_FLAGS & set(flags):
         raise UserError("-m: ckpt= resumes one run, which cannot be swept: leave -m or ckpt= out")
     others = [override for override in overrides if not override.startswith("ckpt=")]
-    runs = Path(_value_of("runs", overrides) or "runs")
+    runs = Path(value_of("runs", overrides) or "runs")
     resumption = find_resumption(ckpt, runs, others, trusted_names(overrides))
     store_settings(_RESUMED, resumption.settings)
     place = []
@@ -80,7 +79,7 @@ def _follow(arguments: list[str], launch: Launch) -> list[str]:
     if launch.separate:
         directory = str(agreement(launch, overrides).ask())
     else:
-        directory = _value_of("hydra.run.dir", overrides)
+        directory = value_of("hydra.run.dir", overrides)
         starter = Watch(lease_of(Path(directory), 0)).holder if directory else None
         if starter is None or starter.pid != os.getppid():  # else any folder could say what is built
             raise UserError(f"the environment says rank {launch.rank}: start several processes with srun or torchrun")
@@ -91,7 +90,7 @@ def _follow(arguments: list[str], launch: Launch) -> list[str]:
 
 def agreement(launch: Launch, overrides: Sequence[str]) -> Agreement:
     """How the ranks of this start agree: all processes with one command line meet in the folder of all runs."""
-    return _agreement(launch, _value_of("runs", overrides))
+    return _agreement(launch, value_of("runs", overrides))
 
 
 @cache
@@ -106,15 +105,9 @@ def _take_named_directory(arguments: Sequence[str]) -> None:
         UserError: another process writes there.
     """
     flags, overrides = split_arguments(arguments)
-    named = _value_of("hydra.run.dir", overrides)
+    named = value_of("hydra.run.dir", overrides)
     starts_run = all(flag.startswith(("--config-", "-cn", "-cp", "-cd")) or not flag.startswith("-") for flag in flags)
     if named and "${" not in named and starts_run:
         directory = Path(named).absolute()
         directory.mkdir(parents=True, exist_ok=True)
         take(lease_of(directory, 0), str(short(directory)))
-
-
-def _value_of(key: str, overrides: Sequence[str]) -> str:
-    """The last value that the command line gives a setting, as text; empty if it gives none."""
-    values = [override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")]
-    return values[-1].strip("'\"") if values else ""

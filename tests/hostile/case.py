@@ -4,18 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-TINY = (
-    "trainer=cpu",
-    "trainer.max_steps=2",
-    "trainer.num_sanity_val_steps=0",
-    "trainer.limit_val_batches=1",
-    "logger=none",
-    "backbone.embed_dim=16",
-    "backbone.depth=1",
-    "backbone.num_heads=2",
-    "data.batch_size=16",
-    "probe.images=50",
-)
+from tests.command_line import SHORT_RUN
+
+TINY = (*SHORT_RUN, "trainer.max_steps=2")
 """Words of `vitmae.train` for a run of two steps; a case that should work starts with them."""
 
 

@@ -16,12 +16,8 @@ from vitmae.evaluation.choice import choose_probes, choose_split, require_same_c
 from vitmae.evaluation.probe_data import VAL_SHARE_OF_TRAIN
 from vitmae.models.protocols import Classifies, declares
 from vitmae.probes.features import stratified_split
-from vitmae.runs.settings import require_all
 from vitmae.training.check import RunChecks
 from vitmae.weights.saved import Saved
-
-_ABOUT_THE_RUN = {"name": "", "choices": {}}
-"""What only a run knows."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,6 @@ class JobChecks:
         Raises:
             UserError: the run would end with this error before its first step.
         """
-        require_all(_ABOUT_THE_RUN | settings)
         run = self._runs.check(settings, job.overrides)
         state = {"mean": torch.tensor(run.data.mean), "std": torch.tensor(run.data.std)}
         facts = {"class_names": run.data.class_names, "crop_pct": run.data.val_crop_pct}

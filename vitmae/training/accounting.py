@@ -29,12 +29,9 @@ from vitmae.errors import UserError
 from vitmae.models.objective import Objective, as_objective
 from vitmae.torch_internals import is_compiled
 from vitmae.training.averaging import averages
+from vitmae.training.settings import refuse_settings_of_the_run
 
 _MISSING = object()
-_OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
-"""Arguments of the Trainer that `vitmae.training.fit` sets."""
-_UNUSED = {"limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"}
-"""Arguments of the Trainer for what no run does: it trains and validates."""
 
 
 class Leaf(NamedTuple):
@@ -229,18 +226,6 @@ def drop_path_rates(backbone: nn.Module) -> list[float]:
     """The rate of stochastic depth in each block, in order; 0 in a frozen one, which is in eval mode."""
     drops = [module.drop_path1 for module in backbone.modules() if hasattr(module, "drop_path1")]
     return [float(drop.drop_prob) if isinstance(drop, DropPath) and drop.training else 0.0 for drop in drops]
-
-
-def refuse_settings_of_the_run(trainer: Mapping[str, Any]) -> None:
-    """Refuse settings of the Trainer that the run itself sets, or never uses.
-
-    Raises:
-        UserError: names the first of them.
-    """
-    if taken := _OF_THE_RUN & set(trainer):
-        raise UserError(f"trainer.{min(taken)} has no effect: the run sets it itself, leave it out")
-    if unused := _UNUSED & set(trainer):
-        raise UserError(f"trainer.{min(unused)} has no effect: a run only trains and validates, leave it out")
 
 
 def _observe_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:

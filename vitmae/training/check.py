@@ -18,7 +18,7 @@ from vitmae.data.datamodule import ImageData
 from vitmae.data.splits import Paths, Source, Splits
 from vitmae.models.objective import Objective, with_classes
 from vitmae.runs.directory import RunDirectory
-from vitmae.training.accounting import refuse_idle, refuse_settings_of_the_run
+from vitmae.training.accounting import refuse_idle
 from vitmae.training.fit import make_trainer
 from vitmae.training.settings import check_run
 from vitmae.weights.load import load_weights
@@ -82,7 +82,6 @@ class RunChecks:
             "panel": build(settings["panel"], folder=_NOWHERE.figures, log=None),
         }
         refuse_idle(settings, overrides, {}, parts)
-        refuse_settings_of_the_run(settings["trainer"])
         trainer = make_trainer(build(settings["trainer"] | {"_partial_": True}), logger=False)
         data.check_batch(trainer.world_size)
         _check_warmup(settings, data, objective, trainer.world_size)

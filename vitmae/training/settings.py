@@ -21,6 +21,10 @@ Precision = Literal[
 ]
 _PARTS = ("model", "backbone", "data", "trainer", "probe", "panel")
 """Settings from each of which one object is built."""
+_OF_THE_RUN = {"callbacks", "default_root_dir", "enable_model_summary", "logger", "plugins", "use_distributed_sampler"}
+"""Arguments of the Trainer that `vitmae.training.fit` sets."""
+_UNUSED = {"limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"}
+"""Arguments of the Trainer for what no run does: it trains and validates."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def check_run(settings: dict[str, Any]) -> None:
     """Refuse what no run can have, and fill in the precision that ``auto`` stands for.
 
     Raises:
-        UserError: a setting is missing, unknown or out of range, a device does not exist, or the run has no end.
+        UserError: a setting is missing, unknown, out of range or without effect, a device does not exist, or the run
+            has no end.
     """
     require_all(settings)
     loggers = {f"logger.{name}": node for name, node in settings["logger"].items()}
@@ -89,9 +94,22 @@ def check_run(settings: dict[str, Any]) -> None:
         raise UserError("checkpoint.every_n_steps must be given: leave out ~checkpoint.every_n_steps")
     check_settings(settings, homes={"": RunSettings, "checkpoint": Checkpoints, "trainer": TrainerSettings})
     trainer = settings["trainer"]
+    refuse_settings_of_the_run(trainer)
     accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
     check_devices(accelerator, trainer.get("devices", "auto"))
     check_strategy(trainer.get("strategy", "auto"))
     trainer["precision"] = resolve_precision(precision, accelerator)
     if trainer.get("max_epochs") == -1 and trainer.get("max_steps", -1) == -1:
         raise UserError("trainer.max_epochs=-1 and trainer.max_steps=-1: the run has no end: set one of them to ≥ 1")
+
+
+def refuse_settings_of_the_run(trainer: Mapping[str, Any]) -> None:
+    """Refuse settings of the Trainer that the run itself sets, or never uses.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if taken := _OF_THE_RUN & set(trainer):
+        raise UserError(f"trainer.{min(taken)} has no effect: the run sets it itself, leave it out")
+    if unused := _UNUSED & set(trainer):
+        raise UserError(f"trainer.{min(unused)} has no effect: a run only trains and validates, leave it out")

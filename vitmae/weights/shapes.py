@@ -14,6 +14,7 @@ from vitmae.classes import unlisted_classes
 from vitmae.config import build
 from vitmae.errors import UserError, first_line
 
+_DEPTHS = (("backbone", "depth"), ("model", "decoder_depth"))  # numbers of blocks, which take time even without memory
 _BLOCK_BYTES = 1000  # a transformer block has at least this in a file: the names of its tensors alone have
 
 
@@ -28,7 +29,7 @@ def check_shapes(state: Mapping[str, Tensor], settings: Mapping[str, Any], make:
     Raises:
         UserError: a shape differs, or the settings are those of no model.
     """
-    for part, key in (("backbone", "depth"), ("model", "decoder_depth")):  # blocks take time even without memory
+    for part, key in _DEPTHS:
         if (settings[part].get(key) or 0) > len(state):
             raise UserError(f"{part}.{key}={settings[part][key]} is more than its {len(state)} tensors: get it again")
     built = _shapes_of(make)
@@ -54,7 +55,7 @@ def check_memory(settings: Mapping[str, Any], checkpoint: Path) -> None:
     if unlisted_classes(nodes):
         return  # an own class need not build without memory
     size = checkpoint.stat().st_size
-    for part, key in (("backbone", "depth"), ("model", "decoder_depth")):
+    for part, key in _DEPTHS:
         if (nodes[part].get(key) or 0) > size // _BLOCK_BYTES:
             raise UserError(f"{checkpoint} cannot hold {part}.{key}={nodes[part][key]} blocks: leave this setting out")
     channels = [0.5] * settings["backbone"]["in_chans"]
