@@ -71,8 +71,8 @@ class Job:
         (out, first), (_, other) = (rank.communicate(timeout=300) for rank in self.ranks)
         return [rank.returncode for rank in self.ranks], out, first + other
 
-    def wait_for_step(self, step):
-        while (found := last_step()) < step:
+    def wait_for_step(self, step, runs="runs"):
+        while (found := last_step(runs)) < step:
             assert all(rank.poll() is None for rank in self.ranks), self.end()
             time.sleep(0.05)
         return found
@@ -93,9 +93,9 @@ def job():
         rank.communicate()
 
 
-def last_step():
+def last_step(runs="runs"):
     """The last step that the run of a job has logged."""
-    tables = [read_metrics(path)[1] for path in Path("runs").glob("2*/*/metrics.csv")]
+    tables = [read_metrics(path)[1] for path in Path(runs).glob("2*/*/metrics.csv")]
     return max((int(rows[-1]["step"]) for rows in tables if rows), default=0)
 
 
@@ -182,7 +182,7 @@ def test_a_killed_rank_ends_the_other_within_seconds_in_one_line_and_the_requeue
 def test_a_job_that_began_from_weights_is_requeued_with_the_same_words(job):
     pretrained = job("41", "trainer.max_steps=1000", "logger=none", "name=first", "runs=before")
     pretrained.start()
-    pretrained.wait_for_step(2)
+    pretrained.wait_for_step(2, "before")
     pretrained.ranks[1].send_signal(signal.SIGTERM)  # which reaches the first
     assert pretrained.end()[0] == [75, 75]
     (weights,) = Path("before").glob("2*/*/checkpoints/last.ckpt")

@@ -83,6 +83,16 @@ def test_a_mistake_that_every_process_finds_is_told_once():
     assert state(only("2*/*")) == "failed"
 
 
+def test_a_killed_first_process_leaves_a_failed_run_and_no_other_process():
+    process = start("trainer.max_epochs=1000", "probe.every_n_epochs=1000", "panel.every_n_epochs=1000")
+    until_saved(process, "mae")
+    process.kill()
+    end(process)  # the other process holds the output open until it has ended
+    run = only("2*/*")
+    assert state(run) == "failed"
+    assert "the first process of the run was killed" in json.loads((run / "summary.json").read_text())["error"]
+
+
 def test_a_mistake_that_only_another_process_finds_ends_the_run_in_its_words(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text(

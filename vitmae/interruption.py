@@ -232,10 +232,14 @@ def _tell_starter() -> None:
 
 
 def _end_with_starter(has_ended: threading.Event) -> None:
-    """End this rank when the process of the first rank has ended, which may leave it in a collective."""
+    """End this rank when the process of the first rank has ended, which may leave it in a collective.
+
+    In a run, `vitmae.runs.ranks` watches the first rank too, and records how it ended: so this waits for it.
+    """
     starter = os.getppid()
     while not has_ended.wait(_POLL_S):
         if os.getppid() != starter:
+            has_ended.wait(_DEAF_S)
             os._exit(INTERRUPTED)
 
 

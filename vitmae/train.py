@@ -25,7 +25,7 @@ from vitmae.errors import UserError
 from vitmae.following import agreement, words_for_hydra
 from vitmae.runs.directory import RunDirectory
 from vitmae.runs.exit import ending, short
-from vitmae.runs.launch import current_launch
+from vitmae.runs.launch import Launch, current_launch
 from vitmae.runs.ranks import cause_first, taking_part, watching_others
 from vitmae.runs.settings import require_all
 from vitmae.runs.start import Start, find_start
@@ -265,10 +265,12 @@ _main = command(train, prepare=words_for_hydra, check_sweep=check_jobs, end_swee
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with the arguments, by default those of the process, and return the exit code."""
-    code = _main(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    with suppress(UserError):  # which the command has told
-        launch = current_launch()
+    launch = Launch()
+    with suppress(UserError):  # which the command tells
+        launch = current_launch()  # the ranks may agree on another port, and the environment then names that one
+    code = _main(arguments)
+    with suppress(UserError):
         if launch.separate and not {"--help", "-h"} & set(words):
             agreement(launch, split_arguments(words)[1]).end(code)  # unless all have agreed
     return code

@@ -75,7 +75,7 @@ CASES = [
             "train",
             given,
             damaged("summary.json", how),
-            says=("summary.json is damaged", "restore it, or remove it"),
+            says=("summary.json", "must be a file" if how is a_directory else "restore it, or remove it"),
             is_slow=name == "last" and how is not empty,
         )
         for name, given in (("resume", RESUME), ("last", LAST))

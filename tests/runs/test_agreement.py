@@ -53,6 +53,17 @@ def test_what_an_earlier_attempt_left_deceives_no_rank(tmp_path):
         assert [other.result() for other in others] == [tmp_path / "new"] * 3
 
 
+def test_ranks_of_torchrun_connect_through_a_store_that_ends_with_this_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # one store for all restarts
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(ask, tmp_path, rank(1))
+        answer(tmp_path, tmp_path / "a", replace(FIRST, world=2))
+        other.result()
+    assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert 1 < int(os.environ["MASTER_PORT"]) < 65536
+
+
 def test_two_jobs_with_one_command_at_the_same_time_agree_each_for_itself(tmp_path):
     jobs = [replace(FIRST, key=name, meeting=name, world=2) for name in ("slurm-42", "slurm-43")]
     with ThreadPoolExecutor(4) as pool:

@@ -14,7 +14,9 @@ Ranks that Lightning starts need not ask: their command line names the directory
 """
 
 import json
+import os
 import secrets
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +51,7 @@ class Agreement:
         self.is_settled = False
 
     def answer(self, content: dict[str, str | int], limit_s: float = LIMIT_S) -> None:
-        """On the first rank: give all others the content, and wait until each of them has it.
+        """On the first rank: give all others the content and a port, and wait until each of them has it.
 
         Raises:
             LostRank: some did not ask within the limit, or one has ended.
@@ -60,6 +62,7 @@ class Agreement:
         self._folder.mkdir(parents=True, exist_ok=True)
         for file in (self._answer, *self._folder.glob("*.question")):  # of an earlier attempt; who waits now asks again
             file.unlink(missing_ok=True)
+        port = _own_port()
         answered: dict[str, str] = {}
         end = time.monotonic() + limit_s
         while True:
@@ -69,7 +72,7 @@ class Agreement:
                 break
             if asking.items() - answered.items():
                 answered |= asking
-                decided = {"code": min(ended.values())} if ended else content
+                decided = {"code": min(ended.values())} if ended else {**content, "port": port}
                 with atomic_write(self._answer, durable=False) as handle:
                     handle.write(json.dumps({**decided, "to": answered}).encode())
             if time.monotonic() > end:
@@ -88,6 +91,7 @@ class Agreement:
             interruption.stop()
         if ended:
             raise LostRank(f"another process of the run ended with code {code} before it began: see its output")
+        _connect_at(port)
 
     def end(self, code: int) -> None:
         """On a rank that ends before all have agreed: end the others too."""
@@ -123,6 +127,7 @@ class Agreement:
                 self.is_settled = True
                 if "code" in answer:
                     raise SystemExit(answer["code"])
+                _connect_at(answer["port"])
                 return directory
             if not question.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +163,25 @@ class Agreement:
         except FileNotFoundError:
             return {}
         return answer
+
+
+def _own_port() -> int | None:
+    """A free port of this machine, if torchrun would let the ranks find each other in its own store.
+
+    That store outlives a restart by torchrun: a rank may find the address of one that has ended, and all fail
+    (https://github.com/pytorch/pytorch/issues/135712). So each start has a store of its own, in its first rank.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    with socket.create_server(("", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _connect_at(port: int | None) -> None:
+    """Let torch connect the ranks at a port of the first rank's machine; None: where the launcher says."""
+    if port is not None:
+        os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def decided_settings(directory: Path) -> dict[str, Any]:
