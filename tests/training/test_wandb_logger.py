@@ -9,6 +9,7 @@ import wandb
 
 from tests.training.standin import new_run
 from tests.training.wandb_server import Server, read_offline_run
+from vitmae.runs.reach import refuse_ways_out
 from vitmae.training import wandb_logger as module
 from vitmae.training.loggers import log_figure
 from vitmae.training.wandb_logger import Wandb, has_key
@@ -101,6 +102,7 @@ def test_a_resumed_run_goes_on_in_the_same_dashboard_run(run):
         logger = Wandb(run)
         log_a_run(logger)
         logger.close({}, 75)
+        refuse_ways_out(run.path)  # which is asked before a run resumes
     folders = sorted((run.path / "wandb").glob("offline-run-*"))
     assert {read_offline_run(folder)["id"] for folder in folders} == {run.summary()["id"]}
 

@@ -24,6 +24,9 @@ _OF_TRAINER = (
 )
 """Arguments of Lightning's Trainer that act within a run; others, such as `model_registry`, act elsewhere."""
 
+_LOGS_OF_WANDB = "wandb/*/logs/*"
+"""W&B links a log of each start to its own cache. A later start has another folder: nothing here is written again."""
+
 
 def refuse_reach(
     settings: Mapping[str, Any], file: Path, directory: Path | None, given: Sequence[str], starts_again: bool = False
@@ -65,7 +68,7 @@ def refuse_ways_out(directory: Path) -> None:
     _refuse_interpolation(whole)
     for entry in sorted(whole.rglob("*")):
         mode = entry.lstat().st_mode
-        if S_ISLNK(mode) and not entry.resolve().is_relative_to(whole):
+        if S_ISLNK(mode) and not entry.resolve().is_relative_to(whole) and not entry.match(_LOGS_OF_WANDB):
             raise UserError(f"{entry} is a link to {entry.resolve()}, which would be changed: remove the link")
         if not (S_ISLNK(mode) or S_ISREG(mode) or S_ISDIR(mode)):
             raise UserError(f"{entry} is a pipe, a socket or a device: must be a file; remove it")
