@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitmae.allocator import use_large_pages
 from vitmae.composition import (
     SWEEP_FLAGS,
+    check_flags,
     check_words,
     explain,
     help_text,
@@ -89,12 +90,12 @@ def command(
         flags, overrides = split_arguments(words)
         arguments = [*flags, *map(quoted, overrides)]  # Hydra requires all flags on one side of the overrides
         sys.argv = [before[0], *arguments]
-        sweep = Sweep([*flags, *overrides])
-        SweepStart.sweep = sweep
+        SweepStart.sweep = sweep = Sweep([*flags, *overrides])
         try:
             if {"--help", "-h"} & set(arguments):
                 print(help_text(config_name))
                 return 0
+            check_flags(flags)
             check_words(config_name, arguments[len(flags) :])
             if prepare is not None:
                 sys.argv[1:] = prepare(arguments)

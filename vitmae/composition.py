@@ -34,6 +34,12 @@ _OF_THE_DIRECTORY = ("name", "runs", "hydra.run.dir")
 """Settings of the run's directory, which is made before settings are checked."""
 SWEEP_FLAGS = {"-m", "--multirun"}
 """Hydra's flags for a sweep."""
+_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
+_SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")
+"""Hydra's flags; a short one may have a second letter or its value behind it."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -41,6 +47,19 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     is_override = [("=" in argument and argument[0] != "-") or argument[:1] == "~" for argument in arguments]
     flags = [argument for argument, override in zip(arguments, is_override, strict=True) if not override]
     return flags, [argument for argument, override in zip(arguments, is_override, strict=True) if override]
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Refuse flags that no command has, as `--epochs`: newcomers write settings so.
+
+    Raises:
+        UserError: there is no such flag.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0]
+        is_known = any(known.startswith(name) for known in _FLAGS) or name[:2] in _SHORT_FLAGS
+        if flag.startswith("-") and not is_known:
+            raise UserError(f"{name}: there is no such flag: a setting has no dashes: write key=value; see --help")
 
 
 def value_of(key: str, overrides: Sequence[str]) -> str:
