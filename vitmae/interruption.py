@@ -28,6 +28,7 @@ INTERRUPTED, ABORTED = 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h (it can be resumed), 130 the shell's for Ctrl-C (nothing was kept)."""
 GRACE_S = 10.0  # for what follows the exception: a logger closes, workers end
 _DEAF_S, _POLL_S = 3.0, 0.1  # how long the main thread may stay in C code, where no handler runs
+_RECORD_S = 1.0  # how long the end of the first rank may take to be recorded by another
 
 
 class Interrupted(SystemExit):
@@ -239,7 +240,7 @@ def _end_with_starter(has_ended: threading.Event) -> None:
     starter = os.getppid()
     while not has_ended.wait(_POLL_S):
         if os.getppid() != starter:
-            has_ended.wait(_DEAF_S)
+            has_ended.wait(_RECORD_S)
             os._exit(INTERRUPTED)
 
 
