@@ -51,7 +51,7 @@ def main() -> int:
         chosen, [sent for sent, count in counts.items() for _ in range(count)], given.each, draw
     ):
         faults += _test(job, signals, folder / job.name.replace(" ", "-").replace(",", ""), draw)
-    print(f"{len(faults)} faults", *faults, sep="\n")
+    print(f"{len(faults)} faults")
     if not faults:
         shutil.rmtree(folder)
     return FAULT if faults else 0
@@ -92,6 +92,8 @@ def _test(job: Job, signals: list[signal.Signals], folder: Path, draw: random.Ra
     print(
         f"{job.name:<22} {len(signals):>3} signals in {chains} chains, {length_s:4.1f} s whole, "
         f"at most {slowest:4.1f} s from signal to end, {len(faults)} faults",
+        *faults,
+        sep="\n",
         flush=True,
     )
     return faults

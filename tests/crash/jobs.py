@@ -173,7 +173,11 @@ def _is_time(name: str) -> bool:
 def _report(folder: Path) -> dict[str, Any]:
     with (folder / "comparison" / "report.csv").open() as table:
         rows = [_without_times(row) for row in csv.DictReader(table)]
-    runs = {path.parent.name: _run(path.parent) for path in sorted(folder.glob("comparison/runs/*/config.yaml"))}
+    runs = {
+        path.parent.name: _run(path.parent)
+        for path in sorted(folder.glob("comparison/runs/*/config.yaml"))
+        if ".stopped" not in path.parent.name  # set aside, because it had no checkpoint yet
+    }
     return {"rows": rows, "runs": runs}
 
 
